@@ -1,0 +1,20 @@
+"""The thin library behind the post-training course: losses, loops, a world whose truth is known."""
+
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class CourseError(Exception):
+    """An error a user can mend: one sentence with the thing, its value, what was expected, what to do."""
+
+
+def check_checkout() -> None:
+    """Raise `CourseError` where the package was installed without its checkout (notebooks, data)."""
+    if not (ROOT / "data" / "world").is_dir():
+        raise CourseError(
+            f"The course's checkout is missing: {ROOT} holds no data/world folder; clone the "
+            "repository and install it from there with `pip install -e .`."
+        )
