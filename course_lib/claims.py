@@ -1,0 +1,217 @@
+"""Claims and their verdicts: `holds` is computed from an interval and a target, never typed.
+
+A verdict has three values: True (the whole interval is on the target's side), False (the whole
+interval is on the other side) and None (undecided at this sample size). A target "computed" is a
+measurement without a verdict.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from course_lib import ROOT, CourseError
+from course_lib.report import Table, profile_name, write_atomic
+from course_lib.stats import Interval, equivalent
+
+CLAIMS = ROOT / "build" / "claims.json"
+_TARGET = re.compile(r"(>=|<=|>|<|within)\s*(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
+# Colour is never alone: each verdict has its words and its sign. The colours reach 4.5:1 on white.
+_LOOK = {
+    "holds": ("✔", "#00664b"),
+    "does not hold here": ("✘", "#a33c00"),
+    "undecided at this sample size": ("?", "#5a5a5a"),
+    "measured": ("•", "#0059a3"),
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of claims.json; `target` as in `verdict`, `seeds` those that the numbers come from."""
+
+    id: str
+    statement: str
+    source: str
+    measure: str
+    effect: float
+    low: float
+    high: float
+    target: str
+    holds: bool | None
+    profile: str
+    effort: str
+    seeds: list[int]
+    notebook: str
+
+    @property
+    def word(self) -> str:
+        """The verdict in words."""
+        if self.target == "computed":
+            return "measured"
+        return {True: "holds", False: "does not hold here"}.get(
+            self.holds, "undecided at this sample size"
+        )
+
+    def _repr_html_(self) -> str:
+        return claims_table([self])._repr_html_()
+
+    def __repr__(self) -> str:
+        interval = Interval(self.effect, self.low, self.high)
+        return (
+            f"{self.id} {self.word}: {self.statement}\n"
+            f"    {self.measure}: {interval}, target {self.target}"
+        )
+
+
+def verdict(interval: Interval, target: str) -> bool | None:
+    """True, False or None (undecided) for an interval and a target.
+
+    Targets: ">= x", "> x", "<= x", "< x", "within x" (equivalence: the interval of a difference
+    inside ±x), and "computed" (always None). A trend is an effect with its interval and "> 0".
+    """
+    if target == "computed":
+        return None
+    parts = _TARGET.fullmatch(target.strip())
+    if parts is None:
+        raise CourseError(
+            f"The target {target!r} of a claim cannot be read; write '>= 0.9', '> 0', '<= 0.2', "
+            "'< 0', 'within 0.05' or 'computed'."
+        )
+    relation, x = parts[1], float(parts[2])
+    _, low, high = interval
+    if not low <= high:  # also catches nan
+        raise ValueError(f"an interval needs low <= high, got [{low}, {high}]")
+    if relation == "within":
+        return equivalent(interval, x)
+    if relation in ("<=", "<"):  # the mirror image of >= and >
+        low, high, x = -high, -low, -x
+    if relation in (">=", "<="):
+        return True if low >= x else False if high < x else None
+    return True if low > x else False if high <= x else None
+
+
+def claim(
+    course,
+    id: str,
+    statement: str,
+    *,
+    source: str,
+    measure: str,
+    interval: Interval | tuple[float, float, float] | float,
+    target: str,
+    path: Path | None = None,
+) -> Claim:
+    """Decide a claim, record it in build/claims.json, and return it for display.
+
+    Args:
+        course: what `setup` returned; gives notebook, profile, effort and seeds.
+        id: the row of CLAIMS.md, with a letter where a row is split ("1.1a").
+        interval: estimate, low and high; a bare number is allowed where the target is "computed".
+        target: see `verdict`.
+        path: the file, by default `claims.json` in `course.build` or in the checkout's build/.
+    """
+    if isinstance(interval, (int, float)):
+        if target != "computed":
+            raise CourseError(
+                f"Claim {id} has the bare number {interval} as its interval, but the target "
+                f"{target!r} needs (estimate, low, high); use a function of course_lib.stats."
+            )
+        interval = (interval, interval, interval)
+    interval = Interval(*(float(value) for value in interval))
+    row = Claim(
+        id=id,
+        statement=statement,
+        source=source,
+        measure=measure,
+        effect=round(interval.estimate, 6),
+        low=round(interval.low, 6),
+        high=round(interval.high, 6),
+        target=target,
+        holds=verdict(interval, target),
+        profile=profile_name(course),
+        effort=course.effort,
+        seeds=[int(seed) for seed in course.seeds],
+        notebook=course.notebook,
+    )
+    if path is None:
+        path = getattr(course, "build", None)
+        path = CLAIMS if path is None else Path(path) / "claims.json"
+    _store(row, path)
+    return row
+
+
+def _key(row: Claim) -> tuple[str, str, str]:
+    return row.id, row.profile, row.effort
+
+
+def _order(row: Claim) -> tuple:
+    """10.1 after 9.6 and 1.1b after 1.1a."""
+    return [int(n) for n in re.findall(r"\d+", row.id)], row.id, row.profile, row.effort
+
+
+def _store(row: Claim, path: Path) -> None:
+    """Put `row` in the file in place of its predecessor; notebooks may do so at the same time."""
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(path.name + ".lock")):
+        rows = {_key(old): old for old in (load_claims(path) if path.exists() else [])}
+        rows[_key(row)] = row
+        text = json.dumps(
+            [asdict(row) for row in sorted(rows.values(), key=_order)], indent=1, ensure_ascii=False
+        )
+        write_atomic(path, (text + "\n").encode("utf-8"))
+
+
+def load_claims(path: Path = CLAIMS) -> list[Claim]:
+    """The claims of a file, sorted by id. Raises `CourseError` if it is missing or damaged."""
+    try:
+        return sorted((Claim(**row) for row in json.loads(path.read_text("utf-8"))), key=_order)
+    except FileNotFoundError:
+        raise CourseError(
+            f"There are no claims in {path}; run a notebook first, for example `course run 01`."
+        ) from None
+    except (json.JSONDecodeError, TypeError) as error:
+        raise CourseError(
+            f"The claims in {path} cannot be read ({error}); delete the file and run again."
+        ) from None
+
+
+def claims_table(claims: Path | Iterable[Claim] = CLAIMS, notebook: str | None = None) -> Table:
+    """The claims (a file's or a list's, of one notebook if named) as a table, verdicts in words."""
+    rows = load_claims(claims) if isinstance(claims, Path) else list(claims)
+    rows = sorted((row for row in rows if notebook in (None, row.notebook)), key=_order)
+    cells, text = [], []
+    for row in rows:
+        sign, color = _LOOK[row.word]
+        measured = str(Interval(row.effect, row.low, row.high))
+        cells.append(
+            [html.escape(value) for value in (row.id, row.statement, row.measure, measured)]
+            + [html.escape(row.target), f'<b style="color:{color}">{sign} {row.word}</b>']
+        )
+        text.append(repr(row))
+    head = ["claim", "statement", "measure", "effect [interval]", "target", "verdict"]
+    return Table(head, cells, "\n".join(text) or "no claims yet")
+
+
+def refuted(
+    committed: Path | Iterable[Claim], run: Path | Iterable[Claim]
+) -> list[tuple[Claim, Claim]]:
+    """Pairs (committed, run) of the same id, profile and effort that held and now do not.
+
+    An undecided run refutes nothing, and a claim that is new or was never committed as holding
+    cannot be refuted.
+    """
+    before, after = (
+        {_key(row): row for row in (load_claims(rows) if isinstance(rows, Path) else rows)}
+        for rows in (committed, run)
+    )
+    return [
+        (row, after[key])
+        for key, row in before.items()
+        if row.holds is True and key in after and after[key].holds is False
+    ]

@@ -1,0 +1,100 @@
+"""Log-probabilities of tokens under a model. The only place in the library that shifts by one.
+
+The output at position t predicts the token at t + 1. So all functions here take ids and masks of
+length T and return T - 1 columns: column t belongs to the token `input_ids[:, t + 1]`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+MAX_LOGITS = 2**28  # numbers in one block of logits (1 GB in fp32); beyond it, blocks are recomputed
+
+
+def backbone_and_head(model: torch.nn.Module) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """The transformer without its language-model head, and the head; LoRA stays in place."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return model.base_model, model.get_output_embeddings()
+
+
+def hidden_states(
+    model: torch.nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Last hidden states (B, T, H) of `input_ids` (B, T), padded on either side.
+
+    `attention_mask` is (B, T), 1 on tokens, or None for right padding or no padding at all. Under
+    causal attention no token sees a pad to its right, so right padding needs no mask, and attention
+    takes its fast path. Left padding needs the mask, and positions that start at the first token.
+    """
+    backbone, _ = backbone_and_head(model)
+    if attention_mask is None or bool(attention_mask[:, 0].all()):
+        return backbone(input_ids=input_ids, use_cache=False).last_hidden_state
+    position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+    return backbone(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        use_cache=False,
+    ).last_hidden_state
+
+
+def shift_mask(mask: torch.Tensor) -> torch.Tensor:
+    """(B, T) mask of tokens to the (B, T - 1) mask of their predictions. Token 0 has none."""
+    return mask[:, 1:].bool()
+
+
+def token_logprobs(
+    model: torch.nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """Log-probability in nats of each token given those before it: (B, T) ids to (B, T - 1).
+
+    Args:
+        model: a causal language model of transformers, with or without LoRA.
+        input_ids: (B, T) tokens.
+        attention_mask: (B, T), 1 on tokens, 0 on pads; None for right padding.
+        mask: (B, T), 1 on the tokens whose log-probability is wanted. The others are 0 in the
+            result and cost no logits: the head is the larger half of a small model's work.
+        temperature: the logits are divided by it, as the sampler does.
+    """
+    hidden = hidden_states(model, input_ids, attention_mask)[:, :-1]
+    wanted = shift_mask(torch.ones_like(input_ids) if mask is None else mask)  # (B, T - 1)
+    logprobs = _head_logprobs(model, hidden[wanted], input_ids[:, 1:][wanted], temperature)
+    return logprobs.new_zeros(wanted.shape).masked_scatter(wanted, logprobs)
+
+
+def _head_logprobs(
+    model: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """(N, H) states and (N,) next tokens to (N,) log-probabilities, in fp32."""
+    _, head = backbone_and_head(model)
+
+    def block(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = head(hidden).float()
+        if temperature != 1.0:
+            logits = logits / temperature
+        return -F.cross_entropy(logits, targets, reduction="none")
+
+    rows = max(1, MAX_LOGITS // head.weight.shape[0])
+    if len(targets) <= rows:
+        return block(hidden, targets)
+    blocks = zip(hidden.split(rows), targets.split(rows), strict=True)
+    return torch.cat([checkpoint(block, h, t, use_reentrant=False) for h, t in blocks])
+
+
+def sequence_logps(logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each sequence: the *sum* over its masked tokens, (B, T - 1) to (B,)."""
+    return (logprobs * mask).sum(-1)
+
+
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats of the next token: (..., V) logits to (...)."""
+    logprobs = logits.float().log_softmax(-1)
+    return -(logprobs.exp() * logprobs).sum(-1)

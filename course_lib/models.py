@@ -1,0 +1,339 @@
+"""Loading, making and saving models and tokenizers: pocket, local folder or hub; LoRA; 4-bit QLoRA.
+
+Weights are read from safetensors only and `trust_remote_code` is never set. Heavy imports happen
+inside the functions, so that the command line starts fast.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from course_lib import ROOT, CourseError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+MODELS = ROOT / "data" / "models"
+VOCAB_SIZE = 2048
+# The order is the ids: 0 ends a document, 1 and 2 frame a turn, 3 pads (and is never trained).
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
+POCKET_SIZES = {  # hidden, layers, heads, feed-forward: about 0.4M, 1.6M and 6.1M parameters
+    "s": (80, 3, 4, 216),
+    "m": (160, 4, 4, 448),
+    "l": (256, 7, 4, 704),
+}
+
+# ChatML. The generation markers say which characters the assistant wrote (its end of turn included).
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# For a base tokenizer that has neither a template nor ChatML's tokens: plain words and its own EOS.
+PLAIN_CHAT = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}Assistant: "
+    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{% else %}{{ message['role'].capitalize() + ': ' + message['content'] }}{% endif %}"
+    "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
+)
+
+
+def model_path(name: str) -> str:
+    """The folder of `pocket/x` or of a local path; a hub id (`owner/name`) comes back as it is.
+
+    Raises `CourseError` for a pocket model that is not there or a folder that holds no model.
+    """
+    if name.startswith("pocket/"):
+        folder = MODELS / name.removeprefix("pocket/")
+        if not (folder / "config.json").is_file():
+            known = sorted(p.parent.name for p in MODELS.glob("*/config.json"))
+            raise CourseError(
+                f"The model {name!r} is not in {MODELS} (there: {', '.join(known) or 'none'}); "
+                "choose one of these, or make it with `course pretrain`."
+            )
+        return str(folder)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        # An adapter folder has its own config; a folder with only a tokenizer is fine for a tokenizer.
+        if not any((path / f).is_file() for f in ("config.json", "adapter_config.json")):
+            raise CourseError(
+                f"The model folder {name!r} has no config.json; give a folder in the Hugging Face "
+                "format (config.json, model.safetensors, tokenizer.json)."
+            )
+        return str(path)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise CourseError(
+            f"The model {name!r} is neither a folder that exists, nor a pocket model such as "
+            "'pocket/m', nor a hub id such as 'HuggingFaceTB/SmolLM2-135M'; check the spelling."
+        )
+    return name
+
+
+def _hub_error(name: str, error: Exception) -> CourseError:
+    text = str(error)
+    if "gated" in text or "401" in text or "403" in text:
+        why = "is gated; accept its terms on its hub page and log in, or choose an ungated model"
+    elif "safetensors" in text:
+        why = "has no model.safetensors, and the course reads no pickle; convert it, or choose another"
+    elif "connect" in text.lower() or "offline" in text.lower() or "resolve" in text.lower():
+        why = "cannot be reached (no network?); the profile 'pocket' works offline"
+    else:
+        why = f"cannot be loaded; check the id and the revision ({text.splitlines()[0][:160]})"
+    return CourseError(f"The model {name!r} {why}.")
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "float32",
+    device: str | None = None,
+    revision: str | None = None,
+    quantize: str | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model in eval mode.
+
+    Args:
+        name: `pocket/s|m|l|m-10|m-30`, a folder in the Hugging Face format (also one with a LoRA
+            adapter as `save_model` writes it), or a hub id.
+        dtype: torch dtype of the weights, e.g. "float32" or "bfloat16".
+        device: "cpu", "cuda", ...; None leaves the CPU.
+        revision: commit of a hub model.
+        quantize: None, or "nf4" for bitsandbytes' 4-bit weights (for QLoRA).
+
+    Raises:
+        CourseError: no such model, gated, no network, not safetensors, wrong `dtype` or `quantize`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if quantize not in (None, "nf4"):
+        raise CourseError(f"quantize is {quantize!r}; expected None or 'nf4'.")
+    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise CourseError(f"dtype is {dtype!r}; expected 'float32', 'bfloat16' or 'float16'.")
+    path = model_path(name)
+    if (Path(path) / "adapter_config.json").is_file():
+        return _load_adapter(path, dtype=dtype, device=device, quantize=quantize)
+    options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": False}
+    if quantize:
+        options["quantization_config"] = _nf4(getattr(torch, dtype))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, revision=revision or "main", local_files_only=path != name or None, **options
+        )
+    except (OSError, ValueError) as error:
+        raise _hub_error(name, error) from error
+    if device and not quantize:
+        model = model.to(device)
+    return safe_for_training_after_eval(model).eval()
+
+
+def _nf4(dtype: torch.dtype):
+    import logging
+
+    from transformers import BitsAndBytesConfig
+
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _load_adapter(path: str, *, dtype: str, device: str | None, quantize: str | None):
+    import json
+
+    from peft import PeftModel
+
+    base = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
+    model = load_model(
+        base["base_model_name_or_path"], dtype=dtype, device=device, quantize=quantize
+    )
+    return PeftModel.from_pretrained(model, path).eval()
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of `name`; give it a pad token and a chat template where it has none.
+
+    The pad token may then equal EOS: no mask in this library is ever made from the pad id.
+    """
+    from transformers import AutoTokenizer
+
+    path = model_path(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=revision or "main", trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise _hub_error(name, error) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.chat_template is None:
+        vocab = tokenizer.get_vocab()
+        has_chatml = "<|im_start|>" in vocab and "<|im_end|>" in vocab
+        tokenizer.chat_template = CHATML if has_chatml else PLAIN_CHAT
+    return tokenizer
+
+
+def train_tokenizer(
+    texts: Iterable[str], folder: str | Path, vocab_size: int = VOCAB_SIZE
+) -> PreTrainedTokenizerBase:
+    """Train the pocket tokenizer on `texts` and save it in `folder`, where `AutoTokenizer` finds it.
+
+    Byte-level BPE (any text round-trips), each digit a token of its own (so that a sum's columns
+    line up), the four special tokens first, ChatML with generation markers.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    end, _, turn_end, pad = SPECIAL_TOKENS
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token=end,
+        pad_token=pad,
+        additional_special_tokens=["<|im_start|>", turn_end],
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+        chat_template=CHATML,
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def pocket_config(size: str, vocab_size: int = VOCAB_SIZE) -> LlamaConfig:
+    """The plain Llama architecture of pocket model `size` ("s", "m" or "l"), context 512."""
+    from transformers import LlamaConfig
+
+    if size not in POCKET_SIZES:
+        raise CourseError(f"The pocket size is {size!r}; expected one of 's', 'm', 'l'.")
+    hidden, layers, heads, feed_forward = POCKET_SIZES[size]
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        intermediate_size=feed_forward,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        attention_bias=False,
+        mlp_bias=False,
+        bos_token_id=None,
+        eos_token_id=SPECIAL_TOKENS.index("<|endoftext|>"),
+        pad_token_id=SPECIAL_TOKENS.index("<|pad|>"),
+    )
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    dtype: str | None = None,
+) -> None:
+    """Save weights (safetensors, cast to `dtype` if given) and tokenizer in `folder`.
+
+    LoRA weights are merged into a copy first; over 4-bit weights, where merging would round again,
+    the adapter alone is saved. `load_model(folder)` reads either.
+    """
+    import torch
+
+    if hasattr(model, "merge_and_unload"):
+        if is_quantized(model):
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            return
+        model = copy.deepcopy(model).merge_and_unload()
+    if dtype is not None and getattr(torch, dtype) != model.dtype:
+        model = copy.deepcopy(model).to(getattr(torch, dtype))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def add_lora(
+    model: PreTrainedModel,
+    r: int = 8,
+    alpha: float | None = None,
+    *,
+    dropout: float = 0.0,
+    target_modules: str | list[str] = "all-linear",
+):
+    """Freeze `model` and add LoRA matrices of rank `r`, scaled by `alpha / r` (default alpha = 2 r).
+
+    Returns PEFT's wrapper. The LoRA weights are fp32, also over 4-bit weights.
+    Source: Hu et al. 2021, arXiv:2106.09685; QLoRA: Dettmers et al. 2023, arXiv:2305.14314.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=r,
+        lora_alpha=2 * r if alpha is None else alpha,
+        lora_dropout=dropout,
+        target_modules=target_modules,
+        task_type="CAUSAL_LM",
+    )
+    return safe_for_training_after_eval(get_peft_model(model, config))
+
+
+def is_quantized(model: torch.nn.Module) -> bool:
+    """True where any weight is 4-bit (bitsandbytes)."""
+    return any(type(module).__name__ == "Linear4bit" for module in model.modules())
+
+
+def safe_for_training_after_eval(model: PreTrainedModel) -> PreTrainedModel:
+    """Keep bitsandbytes from repacking 4-bit weights in place; changes and returns `model`.
+
+    On CPUs with AVX512-BF16 an eval-mode forward repacks them for inference; gradients are then
+    missing or wrong, even after `.train()`, and nothing says so (bitsandbytes 0.50).
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy that no optimiser can move: the `reference`."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def num_parameters(model: torch.nn.Module, trainable: bool = False) -> int:
+    """Number of parameters (tied ones once; 4-bit weights by what they stand for)."""
+    total = 0
+    for parameter in model.parameters():
+        if parameter.requires_grad or not trainable:
+            shape = getattr(getattr(parameter, "quant_state", None), "shape", parameter.shape)
+            total += shape.numel()
+    return total
+
+
+def model_bytes(model: torch.nn.Module) -> int:
+    """Bytes of memory that the weights take (4-bit weights with their scales)."""
+    total = sum(p.numel() * p.element_size() for p in model.parameters())
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        for part in (state, getattr(state, "state2", None)):
+            for tensor in (getattr(part, "absmax", None), getattr(part, "code", None)):
+                total += tensor.numel() * tensor.element_size() if tensor is not None else 0
+    return total

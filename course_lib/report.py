@@ -1,0 +1,410 @@
+"""What is shown and kept: recorded results, figures with their data, reference bands, tables.
+
+Heavy imports (pandas, matplotlib) happen inside the functions, since the command line uses this too.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from course_lib import ROOT, CourseError
+from course_lib.stats import prediction_interval, t_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMNS = ["notebook", "claim", "condition", "x", "seed", "measure", "value"]
+COMMITTED = ROOT / "data" / "results"
+MAX_PNG_BYTES = 120_000
+# Okabe and Ito's colours, ordered so that neighbours differ in lightness; each series also has its
+# own marker and dash, so that a figure reads in grayscale.
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+DASHES = ["-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 3)), "-."]
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner only
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def profile_name(course) -> str:
+    """The name of `course.profile`, which is a Profile or its name."""
+    return getattr(course.profile, "name", course.profile)
+
+
+class Table:
+    """A table that a notebook shows as HTML and a terminal as text; its cells are already HTML."""
+
+    def __init__(self, head: list[str], cells: list[list[str]], text: str):
+        self.head, self.cells, self.text = head, cells, text
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        style = ' style="text-align:left; vertical-align:top; white-space:pre-wrap"'
+        head = "".join(f'<th scope="col"{style}>{html.escape(name)}</th>' for name in self.head)
+        body = "\n".join(
+            "<tr>" + "".join(f"<td{style}>{cell}</td>" for cell in row) + "</tr>"
+            for row in self.cells
+        )
+        return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+
+def _shown(value: Any) -> str:
+    """A value as printed in tables: at most 3 decimals, so that two runs print the same."""
+    return f"{value:.3f}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
+
+
+def side_by_side(rows: Iterable[Mapping[str, Any]], columns: list[str] | None = None) -> Table:
+    """Prompts and answers as a table: one row a mapping, one column a key, everything escaped."""
+    rows = list(rows)
+    columns = columns or (list(rows[0]) if rows else [])
+    shown = [[_shown(row.get(name, "")) for name in columns] for row in rows]
+    text = "\n\n".join(
+        "\n".join(f"{name}: {cell}" for name, cell in zip(columns, row, strict=True))
+        for row in shown
+    )
+    return Table(columns, [[html.escape(cell) for cell in row] for row in shown], text)
+
+
+def parameters_table(parameters: Any, notes: Mapping[str, str] | None = None) -> Table:
+    """Names, values and notes of a mapping or a config dataclass."""
+    if dataclasses.is_dataclass(parameters):
+        parameters = {
+            field.name: getattr(parameters, field.name) for field in dataclasses.fields(parameters)
+        }
+    # repr keeps what _shown would round away: a learning rate of 0.0003
+    rows = [{"parameter": name, "value": repr(value)} for name, value in parameters.items()]
+    if notes:
+        rows = [{**row, "what it does": notes.get(row["parameter"], "")} for row in rows]
+    return side_by_side(rows)
+
+
+class Results:
+    """What a run measured, as tidy rows (`COLUMNS`): the points of its figures.
+
+    Adding a row again (a cell run twice) replaces it, so that an interactive session and a run
+    from top to bottom hold the same rows.
+    """
+
+    def __init__(self, notebook: str, effort: str, rows: Iterable[Mapping] = ()):
+        self.notebook, self.effort = notebook, effort
+        self._rows: dict[tuple, dict] = {}
+        for row in rows:
+            self.add(**{key: row[key] for key in COLUMNS[1:]})
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(
+        self, claim: str, condition: str, x: float | str, seed: int, measure: str, value: float
+    ) -> None:
+        """Record one value; raises ValueError if it is not finite."""
+        if not math.isfinite(value):
+            raise ValueError(f"{measure} of {condition} at x={x}, seed {seed} is {value}")
+        key = (claim, condition, str(x), int(seed), measure)
+        row = [self.notebook, claim, condition, x, int(seed), measure, float(value)]
+        self._rows[key] = dict(zip(COLUMNS, row, strict=True))
+
+    def frame(
+        self, claim: str | None = None, measure: str | None = None, condition: str | None = None
+    ) -> pd.DataFrame:
+        """The rows with this claim, measure and condition (None: any), x as numbers if it can be."""
+        import pandas as pd
+
+        frame = pd.DataFrame(list(self._rows.values()), columns=COLUMNS)
+        for name, wanted in (("claim", claim), ("measure", measure), ("condition", condition)):
+            if wanted is not None:
+                frame = frame[frame[name] == wanted]
+        frame = frame.reset_index(drop=True)
+        numbers = pd.to_numeric(frame["x"], errors="coerce")
+        return frame if numbers.isna().any() else frame.assign(x=numbers)
+
+    def save(self, folder: Path = ROOT / "build" / "results") -> Path:
+        """Write `<notebook>_<effort>.csv` into `folder`."""
+        path = folder / f"{self.notebook}_{self.effort}.csv"
+        text = self.frame().to_csv(index=False, float_format="%.10g", lineterminator="\n")
+        write_atomic(path, text.encode("utf-8"))
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Read a file that `save` wrote. Raises `CourseError` if a column is missing."""
+        import pandas as pd
+
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        missing = [name for name in COLUMNS if name not in frame]
+        if missing:
+            raise CourseError(
+                f"The results {path} lack the column {missing[0]!r} of {', '.join(COLUMNS)}; "
+                "restore the file or make it again with `course reference`."
+            )
+        frame = frame.assign(value=frame["value"].astype(float), seed=frame["seed"].astype(int))
+        notebook, effort = path.stem.split("_", 1)
+        return cls(notebook, effort, frame.to_dict("records"))
+
+
+def reference(
+    notebook: str,
+    effort: str = "full",
+    claim: str | None = None,
+    measure: str | None = None,
+    condition: str | None = None,
+    folder: Path = COMMITTED,
+) -> pd.DataFrame:
+    """The committed rows of a notebook; no rows where nothing has been committed yet."""
+    path = folder / f"{notebook}_{effort}.csv"
+    results = Results.load(path) if path.exists() else Results(notebook, effort)
+    return results.frame(claim, measure, condition)
+
+
+def subplots(*args, **options) -> tuple[Figure, Any]:
+    """`plt.subplots` in the course's one style; options as there."""
+    import matplotlib.pyplot as plt
+
+    options = {"figsize": (7, 3.6), "layout": "constrained", **options}
+    with plt.rc_context(_style()):
+        return plt.subplots(*args, **options)
+
+
+def _style() -> dict[str, Any]:
+    return {
+        "font.family": "DejaVu Sans",  # ships with matplotlib: the same on every machine
+        "font.size": 10,
+        "axes.titlesize": 10,
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#e3e3e3",
+        "grid.linewidth": 0.7,
+        "legend.frameon": False,
+        "lines.linewidth": 1.8,
+        "lines.markersize": 6,
+        "svg.hashsalt": "course",  # else every save has other ids
+        "svg.fonttype": "none",  # text stays text: small files that can be searched and read aloud
+    }
+
+
+def series(order: int, **options) -> dict[str, Any]:
+    """Colour, marker and dash of the series number `order`, for `ax.plot(x, y, **series(0))`."""
+    look = {"color": COLORS, "marker": MARKERS, "linestyle": DASHES}
+    return {**{name: values[order % len(values)] for name, values in look.items()}, **options}
+
+
+def label_line(ax: Axes, x: float, y: float, text: str, order: int) -> None:
+    """A label beside the end of a line, in its colour: no legend to look up."""
+    ax.annotate(
+        text, (x, y), (6, 0), textcoords="offset points", va="center", color=COLORS[order % 7]
+    )
+
+
+def _place(frame: pd.DataFrame, positions: Mapping | None) -> pd.DataFrame:
+    """`frame` with a column `at`: where its x stands on the axis (`positions` for categories)."""
+    at = frame["x"] if positions is None else frame["x"].map(positions)
+    return frame.assign(at=at).dropna(subset=["at"])
+
+
+def band(
+    ax: Axes,
+    course,
+    claim: str,
+    measure: str,
+    condition: str | None = None,
+    *,
+    order: int = 0,
+    positions: Mapping | None = None,
+    label: str | None = None,
+    folder: Path = COMMITTED,
+) -> bool:
+    """Draw the committed results of the pocket profile as series number `order`.
+
+    The line is the mean of the full runs with its 95% t-interval over seeds; the thin bars are the
+    99.9% prediction interval of one live run. With `positions` (x of a row to its place on the axis)
+    the means are points. Returns False, and draws nothing, where nothing has been committed.
+    """
+    if profile_name(course) != "pocket":
+        return False  # the committed results are about the pocket models
+    full, live = (
+        _place(reference(course.notebook, effort, claim, measure, condition, folder), positions)
+        for effort in ("full", "live")
+    )
+    look = series(order)
+    runs = [(at, group) for at, group in live.groupby("at")["value"] if len(group) > 1]
+    for at, group in runs:
+        interval = prediction_interval(group)
+        ax.plot([at, at], [interval.low, interval.high], color=look["color"], alpha=0.35, lw=5)
+    groups = [(at, group) for at, group in full.groupby("at")["value"] if len(group) > 1]
+    if groups:
+        at = [at for at, _ in groups]
+        means, low, high = zip(*(t_interval(group) for _, group in groups), strict=True)
+        if positions is None and len(at) > 1:
+            ax.fill_between(at, low, high, color=look["color"], alpha=0.2, lw=0)
+            ax.plot(at, means, color=look["color"], linestyle=look["linestyle"], label=label)
+        else:
+            below_above = [
+                [m - a for m, a in zip(means, low, strict=True)],
+                [b - m for m, b in zip(means, high, strict=True)],
+            ]
+            ax.errorbar(
+                at, means, below_above, color=look["color"], fmt="_", ms=14, capsize=4, label=label
+            )
+    return bool(runs or groups)
+
+
+def live_dot(
+    ax: Axes,
+    course,
+    claim: str,
+    measure: str,
+    condition: str | None = None,
+    *,
+    order: int = 0,
+    positions: Mapping | None = None,
+    label: str | None = None,
+) -> None:
+    """This run's values as outlined markers of the series number `order`, on top of its band."""
+    frame = _place(course.results.frame(claim, measure, condition), positions)
+    look = series(order, linestyle="none", markeredgecolor="black", zorder=5, label=label)
+    ax.plot(frame["at"], frame["value"], **look)
+
+
+def save_figure(
+    fig: Figure, name: str, *, course, data: pd.DataFrame, caption: str, alt: str
+) -> None:
+    """Write `name`.png, .svg and .json and show the figure in the notebook.
+
+    The JSON holds what is behind the figure: data, seeds, parameters, versions. Saving twice gives
+    the same bytes. figures/ belongs to the pocket profile's default seed; other runs write to
+    build/figures/<profile>, so that they leave the committed figures alone.
+
+    Args:
+        name: like "01_answers": the notebook, then words in lower case.
+        data: what is drawn, one row a mark.
+        caption: what to see, and what bands and bars mean. alt: what the picture looks like.
+    """
+    import matplotlib.pyplot as plt
+
+    if not re.fullmatch(r"\d\d_[a-z0-9_]+", name) or not caption.strip() or not alt.strip():
+        raise CourseError(
+            f"The figure {name!r} cannot be saved: it needs a name like '01_answers', a caption and "
+            "an alt text."
+        )
+    profile = profile_name(course)
+    own = profile == "pocket" and course.seed == 0
+    folder = ROOT / "figures" if own else ROOT / "build" / "figures" / profile
+    about = {"Title": caption, "Description": alt}
+    with plt.rc_context(_style()):
+        png, svg = io.BytesIO(), io.BytesIO()
+        fig.savefig(png, format="png", dpi=110, metadata={"Software": None, **about})
+        fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, **about})
+    plt.close(fig)  # else the notebook shows it a second time
+    image = _small(png.getvalue())
+    record = {
+        "name": name,
+        "notebook": course.notebook,
+        "caption": caption,
+        "alt": alt,
+        "profile": profile,
+        "effort": course.effort,
+        "seeds": [int(seed) for seed in course.seeds],
+        "parameters": dict(getattr(course, "parameters", None) or {}),
+        "versions": {"python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in ("numpy", "matplotlib")},
+        # through pandas' writer, which knows numpy's types and rounds the same on every machine
+        "data": json.loads(data.to_json(orient="records", double_precision=6)),
+    }
+    text = json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n"
+    write_atomic(folder / f"{name}.png", image)
+    write_atomic(folder / f"{name}.svg", svg.getvalue())
+    write_atomic(folder / f"{name}.json", text.encode("utf-8"))
+    _display(image, name, caption, alt)
+
+
+def _small(png: bytes) -> bytes:
+    """`png`, in 128 colours if it is over `MAX_PNG_BYTES`: notebooks carry their figures."""
+    if len(png) <= MAX_PNG_BYTES:
+        return png
+    from PIL import Image
+
+    small = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(128).save(small, "PNG", optimize=True)
+    return small.getvalue()
+
+
+def _display(png: bytes, name: str, caption: str, alt: str) -> None:
+    """Show in a notebook: a PNG, which every viewer shows, and the alt text also as words below.
+
+    Lab drops pictures inside HTML from notebooks it does not trust, and ignores the alt metadata
+    that nbconvert reads; so the description stands in the caption as well.
+    """
+    try:
+        from IPython import get_ipython
+        from IPython.display import display
+    except ImportError:
+        return
+    if get_ipython() is None:
+        return
+    image = {"image/png": base64.b64encode(png).decode("ascii"), "text/plain": f"Figure: {alt}"}
+    display(image, raw=True, metadata={"image/png": {"alt": alt}})
+    words = (
+        f"<p><b>{html.escape(name)}.</b> {html.escape(caption)}</p>"
+        f"<details><summary>The figure in words</summary>{html.escape(alt)}</details>"
+    )
+    display({"text/html": words, "text/plain": f"{name}. {caption}"}, raw=True)
+
+
+class LiveCurve:
+    """A progress bar that shows a metric: pass it as `progress=`, called once a step.
+
+    Takes the step's row as a mapping, as keywords, or nothing. The cell that uses it is tagged
+    `nbval-ignore-output`.
+    """
+
+    def __init__(self, total: int, key: str = "loss", smooth: int = 10):
+        from tqdm import tqdm
+
+        # stdout, since notebooks paint stderr red; plain text, since widgets do not survive saving
+        self._bar = tqdm(total=total, file=sys.stdout, mininterval=0.5, ascii=True, ncols=78)
+        self._key, self._recent, self._smooth = key, [], smooth
+
+    def __call__(self, row: Mapping[str, Any] | None = None, /, **metrics: Any) -> None:
+        value = {**(row or {}), **metrics}.get(self._key)
+        if value is not None:
+            self._recent = [*self._recent, float(value)][-self._smooth :]
+            mean = sum(self._recent) / len(self._recent)
+            self._bar.set_postfix_str(f"{self._key} {mean:.3f}", refresh=False)
+        self._bar.update()
+        if self._bar.n >= self._bar.total:
+            self._bar.close()
+
+
+Progress = Callable[..., None]

@@ -1,0 +1,206 @@
+"""Where text comes from: the pocket world or real data, in the same columns.
+
+A notebook calls the five functions below under every profile and never asks which one it is:
+`instruction_rows`, `prompt_rows`, `exam_rows`, `document_texts`, `scorer`. Real sets come through
+`download.data_folder`, which fetches and checks them once.
+"""
+
+import gzip
+import hashlib
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from course_lib import CourseError
+from course_lib.checks import check_choice
+from course_lib.download import data_folder
+
+if TYPE_CHECKING:
+    from course_lib.profiles import Course
+
+Row = dict[str, Any]
+KINDS = ("explain", "refusal", "safe", "calculator")
+_NOTES = re.compile(r"<<[^>]*>>")  # GSM8K's calculator annotations
+_WORD = re.compile(r"[a-z0-9']+")
+
+
+def instruction_rows(
+    course: "Course",
+    n: int,
+    split: str = "train",
+    seed: int = 0,
+    kinds: Iterable[str] | None = None,
+) -> list[Row]:
+    """`n` demonstrations with `prompt`, `completion`, `messages` and `kind`.
+
+    Real data: "explain" is any ordinary instruction, "refusal" and "safe" are first turns of
+    HH-RLHF with the answer that people preferred (offensive requests, by design; a preferred
+    answer to an unsafe request is not always a refusal), "calculator" comes from the world, since
+    arithmetic is the same everywhere. `kinds=None` takes the ordinary mixture of the source.
+    """
+    if course.profile.data["instructions"] == "world":
+        from course_lib.world.instructions import demonstrations
+
+        return demonstrations(n, seed, split=split, kinds=kinds)
+    wanted = ["explain"] if kinds is None else list(kinds)
+    shares = [n // len(wanted) + (i < n % len(wanted)) for i in range(len(wanted))]
+    rows: list[Row] = []
+    for kind, share in zip(wanted, shares, strict=True):
+        rows += _real_rows(course, kind, share, split, seed)
+    random.Random(f"instructions {seed}").shuffle(rows)
+    return rows
+
+
+def prompt_rows(
+    course: "Course", split: str, n: int, seed: int = 0, kind: str = "explain"
+) -> list[Row]:
+    """`n` prompts without completion, to let a model answer; real rows carry a `reference`."""
+    check_choice("kind", kind, KINDS)
+    if kind == "calculator" or course.profile.data["instructions"] == "world":
+        from course_lib.world import instructions as world
+
+        if kind == "explain":
+            return world.explain_prompts(split, n, seed)
+        if kind == "calculator":
+            return world.arithmetic_prompts(n, seed)
+        rows = world.unsafe_prompts(split) if kind == "refusal" else world.safe_prompts(split)
+        random.Random(f"prompts {seed}").shuffle(rows)
+        return _take(rows, n, f"{kind} prompts")
+    rows = _real_rows(course, kind, n, split, seed)
+    return [
+        {k: v for k, v in row.items() if k != "completion"}
+        | {"messages": row["messages"][:-1], "reference": row["completion"]}
+        for row in rows
+    ]
+
+
+def exam_rows(course: "Course", n: int, seed: int = 0) -> tuple[list[Row], dict[str, list[Row]]]:
+    """`n` test items (`subject`, `question`, `choices`, `answer` 0-3) and five shots a subject."""
+    name = course.profile.data["exam"]
+    if name == "world":
+        from course_lib.world.exam import dev_items, exam_items
+
+        items = exam_items(n, seed)
+        return items, {s: dev_items(s) for s in sorted({item["subject"] for item in items})}
+    folder = data_folder(name)
+    items, dev = read_rows(folder / "test.jsonl"), read_rows(folder / "dev.jsonl")
+    random.Random(f"exam {seed}").shuffle(items)
+    items = _take(items, n, "exam items")
+    shots: dict[str, list[Row]] = {item["subject"]: [] for item in items}
+    for row in dev:
+        if row["subject"] in shots:
+            shots[row["subject"]].append(row)
+    return items, shots
+
+
+def document_texts(course: "Course", n: int, seed: int = 0) -> list[str]:
+    """`n` running texts like those of pretraining, to measure what a model forgets.
+
+    Real data: GSM8K problems with their solutions as plain text, without any chat format: a
+    stand-in for a pretraining corpus, which nobody can ship.
+    """
+    name = course.profile.data["documents"]
+    if name == "world":
+        from course_lib.world.documents import documents
+
+        return [text for _, text in islice(documents(seed), n)]
+    rows = read_rows(data_folder(name) / "test.jsonl")
+    random.Random(f"documents {seed}").shuffle(rows)
+    texts = [f"{r['question']}\n{_NOTES.sub('', r['answer'])}" for r in rows]
+    return _take(texts, n, "documents")
+
+
+def scorer(course: "Course") -> Callable[[list[Row], list[str]], np.ndarray]:
+    """`score(rows, texts) -> (n,)` quality of answers, from about 0 to 10.
+
+    Pocket world: the judge, which is the truth. Real data: `overlap_scores`, a stand-in for a
+    public reward model; `course.truth_known` tells which.
+    """
+    if course.truth_known:
+        from course_lib.world.judge import score
+
+        return score
+    return overlap_scores
+
+
+def overlap_scores(rows: list[Row], texts: list[str]) -> np.ndarray:
+    """Ten times the F1 of the words that an answer shares with the row's reference (ROUGE-1).
+
+    It rewards saying the same in the same words: good enough to see that SFT did something, not
+    to compare two good answers. Rows need `reference` or `completion`.
+    """
+    scores = []
+    for row, text in zip(rows, texts, strict=True):
+        wanted = Counter(_WORD.findall((row.get("reference") or row["completion"]).lower()))
+        got = Counter(_WORD.findall(text.lower()))
+        total = wanted.total() + got.total()
+        scores.append(20 * (wanted & got).total() / total if total else 0.0)
+    return np.array(scores)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a .json, .jsonl or .jsonl.gz file."""
+    raw = path.read_bytes()
+    text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+    if path.suffix == ".json":
+        return json.loads(text)
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def _real_rows(course: "Course", kind: str, n: int, split: str, seed: int) -> list[Row]:
+    """`n` demonstrations of one kind and split; the split is a hash of the prompt, for ever."""
+    check_choice("kind", kind, KINDS)
+    check_choice("split", split, ("train", "test"))
+    if kind == "calculator":
+        from course_lib.world.instructions import demonstrations
+
+        return demonstrations(n, seed, split=split, kinds=["calculator"])
+    if kind == "explain":
+        folder = data_folder(course.profile.data["instructions"])
+        rows = [_instruction(row) for row in read_rows(folder / "instruction-data.json")]
+    else:
+        part = "harmless" if kind == "refusal" else "helpful"
+        path = data_folder("hh_rlhf") / f"{part}-base-test.jsonl.gz"
+        rows = [row for r in read_rows(path) if (row := _first_turn(r["chosen"], kind))]
+    rows = list({r["prompt"]: r for r in rows if _split(r["prompt"]) == split}.values())
+    random.Random(f"{kind} {split} {seed}").shuffle(rows)
+    return _take(rows, n, f"{kind} rows of the split {split!r}")
+
+
+def _split(prompt: str) -> str:
+    return "test" if hashlib.sha256(prompt.encode()).digest()[0] % 5 == 0 else "train"
+
+
+def _row(prompt: str, completion: str, kind: str) -> Row:
+    messages = [
+        {"role": "user", "content": prompt},
+        {"role": "assistant", "content": completion},
+    ]
+    return {"kind": kind, "prompt": prompt, "completion": completion, "messages": messages}
+
+
+def _instruction(row: Row) -> Row:
+    """An Alpaca-style row (`instruction`, `input`, `output`) as a demonstration."""
+    prompt = f"{row['instruction']}\n\n{row['input']}" if row["input"] else row["instruction"]
+    return _row(prompt, row["output"], "explain")
+
+
+def _first_turn(dialogue: str, kind: str) -> Row | None:
+    """The first question and answer of an HH-RLHF dialogue; None where one is empty."""
+    turns = re.split(r"\n\n(?:Human|Assistant):", dialogue)[1:3]
+    if len(turns) < 2 or not all(t.strip() for t in turns):
+        return None
+    return _row(turns[0].strip(), turns[1].strip(), kind)
+
+
+def _take(rows: list, n: int, what: str) -> list:
+    if n > len(rows):
+        raise CourseError(f"{n} {what} were asked for and there are {len(rows)}; ask for fewer.")
+    return rows[:n]

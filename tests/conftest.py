@@ -1,0 +1,44 @@
+"""What several test files share: one live run of all notebooks, from an empty cache."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from course_runs import NOTEBOOKS, ROOT, course, tail
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: runs notebooks; leave out with -m 'not slow'")
+
+
+@dataclass(frozen=True)
+class LiveRun:
+    """`course run` as the README has it, into a build folder of the test's own."""
+
+    build: Path
+    output: str
+    seconds: float
+    before: dict[str, tuple[int, int]]
+
+
+def tracked_state() -> dict[str, tuple[int, int]]:
+    """Size and time of each file in the folders that a run must leave as they are."""
+    return {
+        str(path.relative_to(ROOT)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for folder in ("notebooks", "figures", "data")
+        for path in sorted((ROOT / folder).rglob("*"))
+        if path.is_file() and ".ipynb_checkpoints" not in path.parts
+    }
+
+
+@pytest.fixture(scope="session")
+def live_run(tmp_path_factory) -> LiveRun:
+    """All notebooks, pocket profile, live effort, from an empty cache: made once, used by many."""
+    if not NOTEBOOKS:
+        pytest.skip("there is no notebook in notebooks/")
+    build = tmp_path_factory.mktemp("build")
+    before, start = tracked_state(), time.perf_counter()
+    process = course("run", build=build, timeout=300 * len(NOTEBOOKS))
+    assert process.returncode == 0, f"`course run` failed:\n{tail(process)}"
+    return LiveRun(build, process.stdout, time.perf_counter() - start, before)
