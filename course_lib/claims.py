@@ -11,14 +11,14 @@ import html
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from course_lib import ROOT, CourseError
-from course_lib.report import Table, profile_name, write_atomic
+from course_lib import CourseError
+from course_lib.cache import build_dir, write_text
+from course_lib.report import Table, profile_name
 from course_lib.stats import Interval, equivalent
 
-CLAIMS = ROOT / "build" / "claims.json"
 _TARGET = re.compile(r"(>=|<=|>|<|within)\s*(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
 # Colour is never alone: each verdict has its words and its sign. The colours reach 4.5:1 on white.
 _LOOK = {
@@ -31,7 +31,7 @@ _LOOK = {
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of claims.json; `target` as in `verdict`, `seeds` those that the numbers come from."""
+    """One row of claims.json; `target` as in `verdict`, `seeds` those of the numbers."""
 
     id: str
     statement: str
@@ -57,7 +57,7 @@ class Claim:
         )
 
     def _repr_html_(self) -> str:
-        return claims_table([self])._repr_html_()
+        return _table([self])._repr_html_()
 
     def __repr__(self) -> str:
         interval = Interval(self.effect, self.low, self.high)
@@ -112,7 +112,7 @@ def claim(
         id: the row of CLAIMS.md, with a letter where a row is split ("1.1a").
         interval: estimate, low and high; a bare number is allowed where the target is "computed".
         target: see `verdict`.
-        path: the file, by default `claims.json` in `course.build` or in the checkout's build/.
+        path: the file, by default `claims_file()`.
     """
     if isinstance(interval, (int, float)):
         if target != "computed":
@@ -137,11 +137,13 @@ def claim(
         seeds=[int(seed) for seed in course.seeds],
         notebook=course.notebook,
     )
-    if path is None:
-        path = getattr(course, "build", None)
-        path = CLAIMS if path is None else Path(path) / "claims.json"
-    _store(row, path)
+    _store(row, path or claims_file())
     return row
+
+
+def claims_file() -> Path:
+    """Where a run's claims are: `claims.json` in the build folder."""
+    return build_dir() / "claims.json"
 
 
 def _key(row: Claim) -> tuple[str, str, str]:
@@ -164,28 +166,38 @@ def _store(row: Claim, path: Path) -> None:
         text = json.dumps(
             [asdict(row) for row in sorted(rows.values(), key=_order)], indent=1, ensure_ascii=False
         )
-        write_atomic(path, (text + "\n").encode("utf-8"))
+        write_text(path, text + "\n")
 
 
-def load_claims(path: Path = CLAIMS) -> list[Claim]:
-    """The claims of a file, sorted by id. Raises `CourseError` if it is missing or damaged."""
+def load_claims(path: Path | None = None) -> list[Claim]:
+    """The claims of a file, sorted by id. Raises `CourseError` if it is missing or damaged.
+
+    Fields that a claim does not have (the share of live runs in which it held) are passed over.
+    """
+    path = path or claims_file()
+    names = [field.name for field in fields(Claim)]
     try:
-        return sorted((Claim(**row) for row in json.loads(path.read_text("utf-8"))), key=_order)
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return sorted((Claim(**{name: row[name] for name in names}) for row in rows), key=_order)
     except FileNotFoundError:
         raise CourseError(
             f"There are no claims in {path}; run a notebook first, for example `course run 01`."
         ) from None
-    except (json.JSONDecodeError, TypeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise CourseError(
-            f"The claims in {path} cannot be read ({error}); delete the file and run again."
+            f"The claims in {path} cannot be read ({error!r}); delete the file and run again."
         ) from None
 
 
-def claims_table(claims: Path | Iterable[Claim] = CLAIMS, notebook: str | None = None) -> Table:
-    """The claims (a file's or a list's, of one notebook if named) as a table, verdicts in words."""
-    rows = load_claims(claims) if isinstance(claims, Path) else list(claims)
-    rows = sorted((row for row in rows if notebook in (None, row.notebook)), key=_order)
-    cells, text = [], []
+def claims_table(notebook: str | None = None, path: Path | None = None) -> Table:
+    """The claims of a file (by default of this build), of one notebook if named, as a table."""
+    path = path or claims_file()
+    rows = load_claims(path) if path.exists() else []
+    return _table([row for row in rows if notebook in (None, row.notebook)])
+
+
+def _table(rows: list[Claim]) -> Table:
+    cells = []
     for row in rows:
         sign, color = _LOOK[row.word]
         measured = str(Interval(row.effect, row.low, row.high))
@@ -193,9 +205,8 @@ def claims_table(claims: Path | Iterable[Claim] = CLAIMS, notebook: str | None =
             [html.escape(value) for value in (row.id, row.statement, row.measure, measured)]
             + [html.escape(row.target), f'<b style="color:{color}">{sign} {row.word}</b>']
         )
-        text.append(repr(row))
     head = ["claim", "statement", "measure", "effect [interval]", "target", "verdict"]
-    return Table(head, cells, "\n".join(text) or "no claims yet")
+    return Table(head, cells, "\n".join(map(repr, rows)) or "no claims yet")
 
 
 def refuted(

@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,9 @@ from safetensors.torch import load_file, save_file
 
 from course_lib import ROOT, CourseError
 from course_lib.machine import bf16_pays, describe, matmul_peak
-from course_lib.models import load_tokenizer, pocket_config, save_model
+from course_lib.models import pocket_config, save_model, train_tokenizer
 from course_lib.world.documents import documents
+from course_lib.world.instructions import demonstrations
 
 SHARD_ROWS = 2048  # rows of 512 tokens: about a million tokens a shard
 FOLDER = ROOT / "build" / "pretrain"
@@ -52,6 +54,19 @@ class PretrainConfig:
     @property
     def num_steps(self) -> int:
         return max(1, self.tokens // (self.batch_rows * 512))
+
+
+def pocket_tokenizer():
+    """The family's tokenizer, trained once on documents and chats that no model is trained on."""
+    from transformers import AutoTokenizer
+
+    folder = FOLDER / "tokenizer"
+    if not (folder / "tokenizer.json").exists():
+        texts = [text for _, text in islice(documents(seed=7_000_000), 25_000)]
+        chats = demonstrations(3_000, seed=7_000_000)
+        texts += [turn["content"] for row in chats for turn in row["messages"]]
+        train_tokenizer(texts, folder)
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def shard(tokenizer, index: int, seed: int = 0, rows: int = SHARD_ROWS) -> np.ndarray:
@@ -164,10 +179,12 @@ def pretrain(config: PretrainConfig, *, progress=print, compile: bool = True) ->
         CourseError: on a non-finite loss; the last good state stays on disk.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     folder = FOLDER / config.size
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = load_tokenizer("pocket/m")
+    tokenizer = pocket_tokenizer()
     torch.manual_seed(config.seed)
     model = AutoModelForCausalLM.from_config(pocket_config(config.size))
     opts = optimisers(model, config)

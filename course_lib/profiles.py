@@ -154,6 +154,11 @@ class Course:
         return self.profile.truth_known
 
     @property
+    def parameters(self) -> dict[str, Any]:
+        """The notebook's own parameters, and the seed, as they are this time."""
+        return {"SEED": self.seed} | {name.upper(): value for name, value in self.knobs.items()}
+
+    @property
     def build(self) -> Path:
         """Where this run writes."""
         return build_dir()
@@ -190,38 +195,32 @@ class Course:
 
     def reference(self, claim: str, measure: str, condition: str | None = None):
         """Committed `full` rows of a claim (DataFrame, empty where none are committed yet)."""
-        from course_lib.report import committed
+        from course_lib.results import reference
 
-        rows = committed(self.notebook, "full")
-        rows = rows[(rows["claim"] == claim) & (rows["measure"] == measure)]
-        return rows if condition is None else rows[rows["condition"] == condition]
+        return reference(self.notebook, "full", claim, measure, condition)
 
     def finish(self) -> Any:
         """Last cell: save the results, note seconds and peak memory, show the claims table."""
-        from course_lib.claims import claims_table
+        from course_lib.claims import claims_table, load_claims
         from course_lib.machine import peak_memory_gb
 
-        self.results.save()
+        if os.environ.get("COURSE_REPLAY") == "1":
+            return None
+        self.results.save(self.build / "results")
         note = {
             "notebook": self.notebook,
             "profile": self.profile.name,
             "effort": self.effort,
             "seed": self.seed,
-            "knobs": self.knobs,
+            "parameters": self.parameters,
             "seconds": round(time.perf_counter() - self.started, 1),
             "peak_memory_gb": round(peak_memory_gb(), 2),
         }
-        path = build_dir() / "runs" / f"{self.notebook}.json"
-        write_text(path, json.dumps(note, indent=1))
-        return claims_table(self.notebook)
-
-
-_current: Course | None = None
-
-
-def current_course() -> Course | None:
-    """The course that `setup` made last in this process: what claims and figures are labelled by."""
-    return _current
+        write_text(self.build / "runs" / f"{self.notebook}.json", json.dumps(note, indent=1))
+        path = self.build / "claims.json"
+        rows = load_claims(path) if path.exists() else []
+        mine = (self.profile.name, self.effort, self.notebook)
+        return claims_table(r for r in rows if (r.profile, r.effort, r.notebook) == mine)
 
 
 def setup(
@@ -265,21 +264,18 @@ def setup(
 
 
 def _prepare(course: Course, replay: bool) -> None:
-    global _current
+    """Seed everything, settle the threads, and attach the results (committed ones in a replay)."""
     import numpy as np
     import torch
 
-    from course_lib.report import Results, committed
+    from course_lib.results import Results, reference
 
     random.seed(course.seed)
     np.random.seed(course.seed)
     torch.manual_seed(course.seed)
     torch.set_num_threads(min(torch.get_num_threads(), MAX_THREADS))
-    course.results = Results(course.notebook, course.effort)
-    if replay:
-        rows = committed(course.notebook, "full")
-        course.results.load(rows if len(rows) else committed(course.notebook, "live"))
-    _current = course
+    rows = reference(course.notebook, course.effort).to_dict("records") if replay else ()
+    course.results = Results(course.notebook, course.effort, rows)
 
 
 def check_machine(profile: Profile) -> None:

@@ -1,6 +1,6 @@
-"""What is shown and kept: recorded results, figures with their data, reference bands, tables.
+"""What is shown: figures with their data and reference bands, tables, the live curve.
 
-Heavy imports (pandas, matplotlib) happen inside the functions, since the command line uses this too.
+Heavy imports (pandas, matplotlib) happen inside functions, since the command line uses this too.
 """
 
 from __future__ import annotations
@@ -11,46 +11,31 @@ import html
 import importlib.metadata
 import io
 import json
-import math
-import os
 import platform
 import re
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from course_lib import ROOT, CourseError
+from course_lib import CourseError
+from course_lib.cache import build_dir, figures_dir, write_text
+from course_lib.results import COLUMNS, Results, committed, select
 from course_lib.stats import prediction_interval, t_interval
+
+__all__ = ["COLUMNS", "Results", "committed"]  # also found here
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = ["notebook", "claim", "condition", "x", "seed", "measure", "value"]
-COMMITTED = ROOT / "data" / "results"
 MAX_PNG_BYTES = 120_000
 # Okabe and Ito's colours, ordered so that neighbours differ in lightness; each series also has its
 # own marker and dash, so that a figure reads in grayscale.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 DASHES = ["-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 3)), "-."]
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner only
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def profile_name(course) -> str:
@@ -107,84 +92,6 @@ def parameters_table(parameters: Any, notes: Mapping[str, str] | None = None) ->
     return side_by_side(rows)
 
 
-class Results:
-    """What a run measured, as tidy rows (`COLUMNS`): the points of its figures.
-
-    Adding a row again (a cell run twice) replaces it, so that an interactive session and a run
-    from top to bottom hold the same rows.
-    """
-
-    def __init__(self, notebook: str, effort: str, rows: Iterable[Mapping] = ()):
-        self.notebook, self.effort = notebook, effort
-        self._rows: dict[tuple, dict] = {}
-        for row in rows:
-            self.add(**{key: row[key] for key in COLUMNS[1:]})
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def add(
-        self, claim: str, condition: str, x: float | str, seed: int, measure: str, value: float
-    ) -> None:
-        """Record one value; raises ValueError if it is not finite."""
-        if not math.isfinite(value):
-            raise ValueError(f"{measure} of {condition} at x={x}, seed {seed} is {value}")
-        key = (claim, condition, str(x), int(seed), measure)
-        row = [self.notebook, claim, condition, x, int(seed), measure, float(value)]
-        self._rows[key] = dict(zip(COLUMNS, row, strict=True))
-
-    def frame(
-        self, claim: str | None = None, measure: str | None = None, condition: str | None = None
-    ) -> pd.DataFrame:
-        """The rows with this claim, measure and condition (None: any), x as numbers if it can be."""
-        import pandas as pd
-
-        frame = pd.DataFrame(list(self._rows.values()), columns=COLUMNS)
-        for name, wanted in (("claim", claim), ("measure", measure), ("condition", condition)):
-            if wanted is not None:
-                frame = frame[frame[name] == wanted]
-        frame = frame.reset_index(drop=True)
-        numbers = pd.to_numeric(frame["x"], errors="coerce")
-        return frame if numbers.isna().any() else frame.assign(x=numbers)
-
-    def save(self, folder: Path = ROOT / "build" / "results") -> Path:
-        """Write `<notebook>_<effort>.csv` into `folder`."""
-        path = folder / f"{self.notebook}_{self.effort}.csv"
-        text = self.frame().to_csv(index=False, float_format="%.10g", lineterminator="\n")
-        write_atomic(path, text.encode("utf-8"))
-        return path
-
-    @classmethod
-    def load(cls, path: Path) -> Results:
-        """Read a file that `save` wrote. Raises `CourseError` if a column is missing."""
-        import pandas as pd
-
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-        missing = [name for name in COLUMNS if name not in frame]
-        if missing:
-            raise CourseError(
-                f"The results {path} lack the column {missing[0]!r} of {', '.join(COLUMNS)}; "
-                "restore the file or make it again with `course reference`."
-            )
-        frame = frame.assign(value=frame["value"].astype(float), seed=frame["seed"].astype(int))
-        notebook, effort = path.stem.split("_", 1)
-        return cls(notebook, effort, frame.to_dict("records"))
-
-
-def reference(
-    notebook: str,
-    effort: str = "full",
-    claim: str | None = None,
-    measure: str | None = None,
-    condition: str | None = None,
-    folder: Path = COMMITTED,
-) -> pd.DataFrame:
-    """The committed rows of a notebook; no rows where nothing has been committed yet."""
-    path = folder / f"{notebook}_{effort}.csv"
-    results = Results.load(path) if path.exists() else Results(notebook, effort)
-    return results.frame(claim, measure, condition)
-
-
 def subplots(*args, **options) -> tuple[Figure, Any]:
     """`plt.subplots` in the course's one style; options as there."""
     import matplotlib.pyplot as plt
@@ -230,7 +137,7 @@ def label_line(ax: Axes, x: float, y: float, text: str, order: int) -> None:
 def _place(frame: pd.DataFrame, positions: Mapping | None) -> pd.DataFrame:
     """`frame` with a column `at`: where its x stands on the axis (`positions` for categories)."""
     at = frame["x"] if positions is None else frame["x"].map(positions)
-    return frame.assign(at=at).dropna(subset=["at"])
+    return frame.assign(at=at.astype(float)).dropna(subset=["at"])
 
 
 def band(
@@ -243,18 +150,20 @@ def band(
     order: int = 0,
     positions: Mapping | None = None,
     label: str | None = None,
-    folder: Path = COMMITTED,
+    folder: Path | None = None,
 ) -> bool:
     """Draw the committed results of the pocket profile as series number `order`.
 
     The line is the mean of the full runs with its 95% t-interval over seeds; the thin bars are the
-    99.9% prediction interval of one live run. With `positions` (x of a row to its place on the axis)
-    the means are points. Returns False, and draws nothing, where nothing has been committed.
+    99.9% prediction interval of one live run. With `positions` (x of a row to its place on the
+    axis) the means are points. Returns False, and draws nothing, where nothing has been committed.
     """
     if profile_name(course) != "pocket":
         return False  # the committed results are about the pocket models
     full, live = (
-        _place(reference(course.notebook, effort, claim, measure, condition, folder), positions)
+        _place(
+            select(committed(course.notebook, effort, folder), claim, measure, condition), positions
+        )
         for effort in ("full", "live")
     )
     look = series(order)
@@ -315,12 +224,12 @@ def save_figure(
 
     if not re.fullmatch(r"\d\d_[a-z0-9_]+", name) or not caption.strip() or not alt.strip():
         raise CourseError(
-            f"The figure {name!r} cannot be saved: it needs a name like '01_answers', a caption and "
-            "an alt text."
+            f"The figure {name!r} cannot be saved: it needs a name like '01_answers', a caption "
+            "and an alt text."
         )
     profile = profile_name(course)
     own = profile == "pocket" and course.seed == 0
-    folder = ROOT / "figures" if own else ROOT / "build" / "figures" / profile
+    folder = figures_dir() if own else build_dir() / "figures" / profile
     about = {"Title": caption, "Description": alt}
     with plt.rc_context(_style()):
         png, svg = io.BytesIO(), io.BytesIO()
@@ -336,16 +245,16 @@ def save_figure(
         "profile": profile,
         "effort": course.effort,
         "seeds": [int(seed) for seed in course.seeds],
-        "parameters": dict(getattr(course, "parameters", None) or {}),
+        "parameters": dict(course.knobs),
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in ("numpy", "matplotlib")},
         # through pandas' writer, which knows numpy's types and rounds the same on every machine
         "data": json.loads(data.to_json(orient="records", double_precision=6)),
     }
     text = json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n"
-    write_atomic(folder / f"{name}.png", image)
-    write_atomic(folder / f"{name}.svg", svg.getvalue())
-    write_atomic(folder / f"{name}.json", text.encode("utf-8"))
+    write_text(folder / f"{name}.json", text)  # also makes the folder
+    (folder / f"{name}.png").write_bytes(image)
+    (folder / f"{name}.svg").write_bytes(svg.getvalue())
     _display(image, name, caption, alt)
 
 
@@ -405,6 +314,3 @@ class LiveCurve:
         self._bar.update()
         if self._bar.n >= self._bar.total:
             self._bar.close()
-
-
-Progress = Callable[..., None]

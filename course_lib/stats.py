@@ -47,7 +47,7 @@ def bootstrap(
 ) -> Interval:
     """Percentile bootstrap over items: `stat` of `values` (n_items,) resampled `n` times.
 
-    Where all items are equal the interval has no width: for a share that may be 0 or 1 use `wilson`.
+    Where all items are equal the interval has no width: a share near 0 or 1 needs `wilson`.
     """
     array = _values(values, 2)
     estimate = float(stat(array))
@@ -88,11 +88,11 @@ def two_level_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Mean over seeds of the mean over items, both resampled; `values[s]` holds the items of seed s.
+    """Mean over seeds of the mean over items, both resampled; `values[s]` are seed s's items.
 
     With `same_items` every seed saw the same items in the same order: then one resample of the
     items serves all seeds, since an item that is hard is hard for every seed (crossed design).
-    Below about five seeds the seeds' part of the width is too small; `t_interval` is the honest one.
+    Below about five seeds the seeds' part of the width is too small: use `t_interval` there.
     """
     rows = [_values(row, 1) for row in values]
     sizes = {len(row) for row in rows}
@@ -105,7 +105,9 @@ def two_level_bootstrap(
         if same_items:
             means[i] = np.mean(chosen, axis=0)[rng.integers(len(rows[0]), size=len(rows[0]))].mean()
         else:
-            means[i] = np.mean([row[rng.integers(len(row), size=len(row))].mean() for row in chosen])
+            means[i] = np.mean(
+                [row[rng.integers(len(row), size=len(row))].mean() for row in chosen]
+            )
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(np.mean([row.mean() for row in rows])), float(low), float(high))
 
@@ -117,9 +119,7 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     return Interval(float(array.mean()), float(array.mean() - half), float(array.mean() + half))
 
 
-def prediction_interval(
-    values: ArrayLike, level: float = 0.999, floor: float = 0.002
-) -> Interval:
+def prediction_interval(values: ArrayLike, level: float = 0.999, floor: float = 0.002) -> Interval:
     """Where one new run falls: mean ± t(n-1) · s · √(1 + 1/n), for the runs `values` (n ≥ 2).
 
     Runs that all agree (a share of 1.0, say) would allow no deviation at all, while one answer that

@@ -69,7 +69,7 @@ def _shot_cells(subject: str) -> tuple[tuple[str, int], ...]:
 
 
 def make_item(topic_id: str, fact: int, order: tuple[int, ...], options=None) -> dict:
-    """An item with the options in `order`; `options` (the true one first) replaces the question's."""
+    """An item with the question's options, or with `options` (the true one first), in `order`."""
     ask, own = question(topic_id, fact)
     options = options or own
     return {
