@@ -1,4 +1,4 @@
-"""Checks of what a user types: one sentence that names the thing, its value and what was expected."""
+"""Checks of what a user types: one sentence with the thing, its value and what was expected."""
 
 import difflib
 from collections.abc import Sequence
@@ -37,6 +37,4 @@ def check_value(name: str, value: Any, limits: tuple, default: Any = None) -> No
         wanted = kind.get(type(default).__name__, type(default).__name__)
         raise CourseError(f"{name} is {value!r}; expected {wanted} such as {default!r}.")
     if limits and not limits[0] <= value <= limits[1]:
-        raise CourseError(
-            f"{name} is {value!r}; expected a value from {limits[0]} to {limits[1]}."
-        )
+        raise CourseError(f"{name} is {value!r}; expected a value from {limits[0]} to {limits[1]}.")

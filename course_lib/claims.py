@@ -16,8 +16,9 @@ from pathlib import Path
 
 from course_lib import CourseError
 from course_lib.cache import build_dir, write_text
-from course_lib.report import Table, profile_name
+from course_lib.report import profile_name
 from course_lib.stats import Interval, equivalent
+from course_lib.tables import Table
 
 _TARGET = re.compile(r"(>=|<=|>|<|within)\s*(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
 # Colour is never alone: each verdict has its words and its sign. The colours reach 4.5:1 on white.

@@ -47,7 +47,9 @@ class RunProgress:
         self.bars.stop()
 
     def reused(self, notebook: Notebook, outcome: Outcome) -> None:
-        console.print(f"{notebook.path.stem}: done before ({outcome.seconds:.0f} s); --fresh redoes")
+        console.print(
+            f"{notebook.path.stem}: done before ({outcome.seconds:.0f} s); --fresh redoes"
+        )
 
     def begin(self, notebook: Notebook) -> None:
         usual = expected_seconds(self.plan, notebook)
@@ -78,7 +80,9 @@ def show_summary(plan: Plan, outcomes: list[Outcome], outside: list[str], refute
 
     claims = as_claims([row for outcome in outcomes for row in outcome.claims])
     if claims:
-        table = Table("claim", "statement", "effect [interval]", "target", "verdict", title="Claims")
+        table = Table(
+            "claim", "statement", "effect [interval]", "target", "verdict", title="Claims"
+        )
         for c in claims:
             effect = f"{c.effect:.3f} [{c.low:.3f}, {c.high:.3f}]"
             table.add_row(c.id, c.statement, effect, c.target, c.word)

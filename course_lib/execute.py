@@ -60,9 +60,9 @@ def execute(
         raise CourseError(describe_failure(source, failed, error.ename, error.evalue)) from error
     except DeadKernelError as error:
         raise CourseError(
-            f"{source.name} stopped: its Python process was ended from outside, most likely because "
-            "memory ran out; close other programs, run with --jobs 1 or a smaller profile, and run "
-            "the same command again."
+            f"{source.name} stopped: its Python process was ended from outside, most likely "
+            "because memory ran out; close other programs, use --jobs 1 or a smaller profile, and "
+            "run the same command again."
         ) from error
     finally:
         part.unlink(missing_ok=True)

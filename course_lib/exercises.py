@@ -131,7 +131,7 @@ def same(a: Any, b: Any) -> bool:
         return same(a[0], b[0]) and same(a[1], b[1])
     if a is None or b is None:
         return a is b
-    return a.shape == b.shape and np.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True)
+    return a.shape == b.shape and np.allclose(a, b, rtol=2e-6, atol=1e-6, equal_nan=True)
 
 
 def describe(found: list, wanted: list, labels: list[str], wrong: list[int]) -> str:

@@ -66,8 +66,9 @@ def _flops_inputs(rng: np.random.Generator) -> list[tuple[str, tuple]]:
 
 EXERCISES: dict[str, Exercise] = {
     "mc_choice": Exercise(
-        task="mc_choice(logits, letter_ids): logits (N, V) of the token after 'Answer:', the ids of the "
-        "tokens A to D; returns the chosen option of each question, (N,), 0 for A to 3 for D.",
+        task="mc_choice(logits, letter_ids): logits (N, V) of the token after 'Answer:', the "
+        "ids of the tokens A to D; returns the chosen option of each question, (N,), from 0 for A "
+        "to 3 for D.",
         reference=lambda logits, ids: np.asarray(logits)[:, ids].argmax(axis=1),
         inputs=_choice_inputs,
         mistakes={

@@ -69,9 +69,7 @@ def read_notebook(path: Path) -> Notebook:
     intro = next((c.source for c in cells if c.cell_type == "markdown"), "")
     title = next((x.lstrip("# ") for x in intro.splitlines() if x.startswith("#")), path.stem)
     minutes = re.search(r"(\d[\d.–-]*)\s*min", intro)
-    return Notebook(
-        path.name[:2], path, title, minutes[0] if minutes else "", parameters, limits
-    )
+    return Notebook(path.name[:2], path, title, minutes[0] if minutes else "", parameters, limits)
 
 
 def tags(cell: Any) -> list[str]:

@@ -128,7 +128,7 @@ class Course:
     effort: str
     seed: int
     knobs: dict[str, Any] = field(default_factory=dict)
-    results: Any = None  # report.Results
+    results: Any = None  # results.Results
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -195,13 +195,13 @@ class Course:
 
     def reference(self, claim: str, measure: str, condition: str | None = None):
         """Committed `full` rows of a claim (DataFrame, empty where none are committed yet)."""
-        from course_lib.results import reference
+        from course_lib.results import committed, select
 
-        return reference(self.notebook, "full", claim, measure, condition)
+        return select(committed(self.notebook, "full"), claim, measure, condition)
 
     def finish(self) -> Any:
         """Last cell: save the results, note seconds and peak memory, show the claims table."""
-        from course_lib.claims import claims_table, load_claims
+        from course_lib.claims import _table, claims_file, load_claims
         from course_lib.machine import peak_memory_gb
 
         if os.environ.get("COURSE_REPLAY") == "1":
@@ -217,10 +217,9 @@ class Course:
             "peak_memory_gb": round(peak_memory_gb(), 2),
         }
         write_text(self.build / "runs" / f"{self.notebook}.json", json.dumps(note, indent=1))
-        path = self.build / "claims.json"
-        rows = load_claims(path) if path.exists() else []
+        rows = load_claims() if claims_file().exists() else []
         mine = (self.profile.name, self.effort, self.notebook)
-        return claims_table(r for r in rows if (r.profile, r.effort, r.notebook) == mine)
+        return _table([r for r in rows if (r.profile, r.effort, r.notebook) == mine])
 
 
 def setup(
@@ -268,14 +267,15 @@ def _prepare(course: Course, replay: bool) -> None:
     import numpy as np
     import torch
 
-    from course_lib.results import Results, reference
+    from course_lib.results import Results, committed
 
     random.seed(course.seed)
     np.random.seed(course.seed)
     torch.manual_seed(course.seed)
     torch.set_num_threads(min(torch.get_num_threads(), MAX_THREADS))
-    rows = reference(course.notebook, course.effort).to_dict("records") if replay else ()
-    course.results = Results(course.notebook, course.effort, rows)
+    course.results = Results(course.notebook, course.effort)
+    if replay:
+        course.results.load(committed(course.notebook, course.effort))
 
 
 def check_machine(profile: Profile) -> None:

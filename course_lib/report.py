@@ -1,4 +1,4 @@
-"""What is shown: figures with their data and reference bands, tables, the live curve.
+"""What is shown: figures with their data, reference bands, the live curve.
 
 Heavy imports (pandas, matplotlib) happen inside functions, since the command line uses this too.
 """
@@ -6,24 +6,26 @@ Heavy imports (pandas, matplotlib) happen inside functions, since the command li
 from __future__ import annotations
 
 import base64
-import dataclasses
 import html
 import importlib.metadata
 import io
 import json
+import os
 import platform
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from course_lib import CourseError
 from course_lib.cache import build_dir, figures_dir, write_text
-from course_lib.results import COLUMNS, Results, committed, select
+from course_lib.results import Results, committed, select
 from course_lib.stats import prediction_interval, t_interval
+from course_lib.tables import Table, parameters_table, side_by_side
 
-__all__ = ["COLUMNS", "Results", "committed"]  # also found here
+# Also found here, so that a notebook imports what it shows from one place.
+__all__ = ["Results", "Table", "committed", "parameters_table", "side_by_side"]
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,62 +45,13 @@ def profile_name(course) -> str:
     return getattr(course.profile, "name", course.profile)
 
 
-class Table:
-    """A table that a notebook shows as HTML and a terminal as text; its cells are already HTML."""
-
-    def __init__(self, head: list[str], cells: list[list[str]], text: str):
-        self.head, self.cells, self.text = head, cells, text
-
-    def __repr__(self) -> str:
-        return self.text
-
-    def _repr_html_(self) -> str:
-        style = ' style="text-align:left; vertical-align:top; white-space:pre-wrap"'
-        head = "".join(f'<th scope="col"{style}>{html.escape(name)}</th>' for name in self.head)
-        body = "\n".join(
-            "<tr>" + "".join(f"<td{style}>{cell}</td>" for cell in row) + "</tr>"
-            for row in self.cells
-        )
-        return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
-
-
-def _shown(value: Any) -> str:
-    """A value as printed in tables: at most 3 decimals, so that two runs print the same."""
-    return f"{value:.3f}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
-
-
-def side_by_side(rows: Iterable[Mapping[str, Any]], columns: list[str] | None = None) -> Table:
-    """Prompts and answers as a table: one row a mapping, one column a key, everything escaped."""
-    rows = list(rows)
-    columns = columns or (list(rows[0]) if rows else [])
-    shown = [[_shown(row.get(name, "")) for name in columns] for row in rows]
-    text = "\n\n".join(
-        "\n".join(f"{name}: {cell}" for name, cell in zip(columns, row, strict=True))
-        for row in shown
-    )
-    return Table(columns, [[html.escape(cell) for cell in row] for row in shown], text)
-
-
-def parameters_table(parameters: Any, notes: Mapping[str, str] | None = None) -> Table:
-    """Names, values and notes of a mapping or a config dataclass."""
-    if dataclasses.is_dataclass(parameters):
-        parameters = {
-            field.name: getattr(parameters, field.name) for field in dataclasses.fields(parameters)
-        }
-    # repr keeps what _shown would round away: a learning rate of 0.0003
-    rows = [{"parameter": name, "value": repr(value)} for name, value in parameters.items()]
-    if notes:
-        rows = [{**row, "what it does": notes.get(row["parameter"], "")} for row in rows]
-    return side_by_side(rows)
-
-
 def subplots(*args, **options) -> tuple[Figure, Any]:
-    """`plt.subplots` in the course's one style; options as there."""
+    """`plt.subplots` in the course's one style, which stays on; options as there."""
     import matplotlib.pyplot as plt
 
     options = {"figsize": (7, 3.6), "layout": "constrained", **options}
-    with plt.rc_context(_style()):
-        return plt.subplots(*args, **options)
+    plt.rcParams.update(_style())  # titles and labels look it up when they are drawn
+    return plt.subplots(*args, **options)
 
 
 def _style() -> dict[str, Any]:
@@ -212,8 +165,8 @@ def save_figure(
     """Write `name`.png, .svg and .json and show the figure in the notebook.
 
     The JSON holds what is behind the figure: data, seeds, parameters, versions. Saving twice gives
-    the same bytes. figures/ belongs to the pocket profile's default seed; other runs write to
-    build/figures/<profile>, so that they leave the committed figures alone.
+    the same bytes. figures/ belongs to the pocket profile with its own models and seed 0; other
+    runs write to build/figures/<profile>, so that they leave the committed figures alone.
 
     Args:
         name: like "01_answers": the notebook, then words in lower case.
@@ -228,7 +181,7 @@ def save_figure(
             "and an alt text."
         )
     profile = profile_name(course)
-    own = profile == "pocket" and course.seed == 0
+    own = profile == "pocket" and course.seed == 0 and not os.environ.get("COURSE_SET")
     folder = figures_dir() if own else build_dir() / "figures" / profile
     about = {"Title": caption, "Description": alt}
     with plt.rc_context(_style()):
@@ -245,7 +198,7 @@ def save_figure(
         "profile": profile,
         "effort": course.effort,
         "seeds": [int(seed) for seed in course.seeds],
-        "parameters": dict(course.knobs),
+        "parameters": dict(course.parameters),
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in ("numpy", "matplotlib")},
         # through pandas' writer, which knows numpy's types and rounds the same on every machine

@@ -25,11 +25,8 @@ def as_claims(rows: list[dict]) -> list["Claim"]:
     """Rows of a claims file as `Claim`s; further keys of a committed row are left out."""
     from course_lib.claims import Claim
 
-    names = {f.name for f in fields(Claim)}
-    return [
-        Claim(**({"notebook": r["id"].split(".")[0].zfill(2)} | {k: r[k] for k in names & set(r)}))
-        for r in rows
-    ]
+    names = [f.name for f in fields(Claim)]
+    return [Claim(**{name: row[name] for name in names}) for row in rows]
 
 
 def refuted_claims(plan: Plan, outcomes: list[Outcome]) -> list["Claim"]:
@@ -48,14 +45,14 @@ def outside_band(plan: Plan, outcomes: list[Outcome]) -> list[str]:
     """Values of a live run outside the 99.9% prediction interval of the committed live runs."""
     if not (plan.is_default and plan.effort == "live"):
         return []
-    from course_lib.results import Results, reference
+    from course_lib.results import committed as committed_results
     from course_lib.stats import prediction_interval
 
     found = []
     for outcome in outcomes:
-        path = build_dir() / "results" / f"{outcome.number}_live.csv"
-        committed = reference(outcome.number, "live")
-        if outcome.error or not path.exists() or committed.empty:
+        committed = committed_results(outcome.number, "live")
+        own = committed_results(outcome.number, "live", build_dir() / "results")
+        if outcome.error or own.empty or committed.empty:
             continue
         where = ["claim", "condition", "x", "measure"]
         bands = {
@@ -63,7 +60,7 @@ def outside_band(plan: Plan, outcomes: list[Outcome]) -> list[str]:
             for key, group in committed.groupby(where)["value"]
             if len(group) > 1
         }
-        for row in Results.load(path).frame().itertuples():
+        for row in own.itertuples():
             band = bands.get(tuple(str(getattr(row, name)) for name in where))
             if band and not band.low <= row.value <= band.high:
                 found.append(
@@ -75,7 +72,7 @@ def outside_band(plan: Plan, outcomes: list[Outcome]) -> list[str]:
 
 def write_report(plan: Plan, outcomes: list[Outcome], outside: list[str]) -> Path:
     """`build/report.html`: one file with the claims, figures and notes of a run, nothing remote."""
-    from course_lib.claims import claims_table
+    from course_lib.claims import _table
     from course_lib.machine import describe
 
     claims = as_claims([row for outcome in outcomes for row in outcome.claims])
@@ -86,7 +83,7 @@ def write_report(plan: Plan, outcomes: list[Outcome], outside: list[str]) -> Pat
         f"<p>{html.escape(', '.join(f'{k} {v}' for k, v in describe().items()))}</p>",
         _settings(plan),
         "<h2>Claims</h2>",
-        claims_table(claims)._repr_html_() if claims else "<p>No claims were recorded.</p>",
+        _table(claims)._repr_html_() if claims else "<p>No claims were recorded.</p>",
     ]
     if refuted:
         parts.append(

@@ -1,11 +1,12 @@
 """What several test files share: one live run of all notebooks, from an empty cache."""
 
+import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from course_runs import NOTEBOOKS, ROOT, course, tail
+from course_runs import NOTEBOOKS, ROOT, claims, course, tail
 
 
 def pytest_configure(config):
@@ -19,13 +20,14 @@ class LiveRun:
     build: Path
     output: str
     seconds: float
-    before: dict[str, tuple[int, int]]
+    claims: dict[str, dict]
+    before: dict[str, str]
 
 
-def tracked_state() -> dict[str, tuple[int, int]]:
-    """Size and time of each file in the folders that a run must leave as they are."""
+def tracked_state() -> dict[str, str]:
+    """Hash of each file in the folders that a run must leave as they are."""
     return {
-        str(path.relative_to(ROOT)): (path.stat().st_size, path.stat().st_mtime_ns)
+        str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest()
         for folder in ("notebooks", "figures", "data")
         for path in sorted((ROOT / folder).rglob("*"))
         if path.is_file() and ".ipynb_checkpoints" not in path.parts
@@ -41,4 +43,5 @@ def live_run(tmp_path_factory) -> LiveRun:
     before, start = tracked_state(), time.perf_counter()
     process = course("run", build=build, timeout=300 * len(NOTEBOOKS))
     assert process.returncode == 0, f"`course run` failed:\n{tail(process)}"
-    return LiveRun(build, process.stdout, time.perf_counter() - start, before)
+    seconds = time.perf_counter() - start
+    return LiveRun(build, process.stdout, seconds, claims(build), before)

@@ -1,4 +1,4 @@
-"""How the tests run the course: as a user does, through the command line, in a process of its own."""
+"""How the tests run the course: as a user does, by its command, in a process of its own."""
 
 import json
 import os

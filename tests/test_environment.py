@@ -16,7 +16,9 @@ COMMANDS = re.findall(r"^```bash\n(.*?)^```$", README, flags=re.M | re.S)[:2]
 
 def test_every_dependency_is_pinned_exactly():
     extras = [pin for pins in PROJECT["optional-dependencies"].values() for pin in pins]
-    loose = [pin for pin in PROJECT["dependencies"] + extras if not re.fullmatch(r"[\w.-]+==[\w.]+", pin)]
+    loose = [
+        pin for pin in PROJECT["dependencies"] + extras if not re.fullmatch(r"[\w.-]+==[\w.]+", pin)
+    ]
     assert not loose
 
 
@@ -44,7 +46,9 @@ def test_the_first_two_bash_blocks_are_the_two_commands(command, last):
 def test_windows_lines_do_the_same():
     block = re.search(r"^```powershell\n(.*?)^```$", README, flags=re.M | re.S).group(1)
     plain = [line.replace(".venv/bin/", "").replace("'", "") for line in COMMANDS]
-    windows = [line.replace(".venv\\Scripts\\", "").replace("; ", " && ") for line in block.split("\n")]
+    windows = [
+        line.replace(".venv\\Scripts\\", "").replace("; ", " && ") for line in block.split("\n")
+    ]
     assert [line.replace("py -m", "python3 -m") for line in windows if line] == [
         line.strip() for line in plain
     ]

@@ -16,7 +16,9 @@ def test_the_reference_is_right_and_its_inputs_repeat(name):
     exercise = EXERCISES[name]
     solved, message = assess(exercise, exercise.reference)
     assert solved is True and "random and adversarial" in message
-    assert all(map(same, outputs(exercise, exercise.reference), outputs(exercise, exercise.reference)))
+    assert all(
+        map(same, outputs(exercise, exercise.reference), outputs(exercise, exercise.reference))
+    )
 
 
 @every_exercise
@@ -40,7 +42,8 @@ def test_unsolved_is_friendly(name, unsolved, capsys):
 
 @every_exercise
 @pytest.mark.parametrize(
-    "wrong", [lambda *a: 1 / 0, lambda *a: "text", lambda *a: [[1.0]] * 99, lambda: 0, lambda *a: {}]
+    "wrong",
+    [lambda *a: 1 / 0, lambda *a: "text", lambda *a: [[1.0]] * 99, lambda: 0, lambda *a: {}],
 )
 def test_nothing_a_student_writes_raises(name, wrong, capsys):
     check(name, wrong)
@@ -79,7 +82,8 @@ def test_padding_garbage_reaches_an_unmasked_loss():
 
 
 def test_completion_mask_by_hand():
-    tokens = "<|im_start|> user \n Hi <|im_end|> \n <|im_start|> assistant \n Yo <|im_end|> \n".split(" ")
+    user = ["<|im_start|>", "user", "\n", "Hi", "<|im_end|>", "\n"]
+    tokens = [*user, "<|im_start|>", "assistant", "\n", "Yo", "<|im_end|>", "\n"]
     assert find("completion_mask").reference(tokens) == [0] * 9 + [1, 1, 0]
 
 

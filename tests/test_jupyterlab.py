@@ -10,7 +10,7 @@ import time
 import urllib.request
 
 import pytest
-from course_runs import COURSE, NOTEBOOKS, ROOT, environment
+from course_runs import COURSE, NOTEBOOKS, ROOT, claims, environment
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +83,7 @@ def wait_for(url: str, server: subprocess.Popen, log, seconds: float = 60) -> No
 
 
 def stop(base: str, token: str, server: subprocess.Popen) -> None:
-    """Ask the server to shut down with its kernels; end the one process started here if it stays."""
+    """Ask the server to shut down with its kernels; end the process started here if it stays."""
     request = urllib.request.Request(
         f"{base}/api/shutdown", method="POST", headers={"Authorization": f"token {token}"}
     )
@@ -110,7 +110,7 @@ def page():
             chromium.close()
 
 
-def test_notebook_01_runs_from_the_menu_and_its_playground_answers(page, lab):
+def test_notebook_01_runs_from_the_menu_and_its_playground_answers(page, lab, live_run):
     base, token = lab
     notebook = NOTEBOOKS[0]
     before = notebook.read_bytes()
@@ -124,7 +124,12 @@ def test_notebook_01_runs_from_the_menu_and_its_playground_answers(page, lab):
     page.click('li[data-command="runmenu:run-all"]')
     wait_until_all_ran(page, count_code_cells(before), seconds=400)
 
-    assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+    assert (
+        page.locator(
+            ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']"
+        ).count()
+        == 0
+    )
     figures = page.locator(".jp-OutputArea-output img")
     assert figures.count() > 0
     assert all(figures.nth(i).evaluate("e => e.naturalWidth") > 0 for i in range(figures.count()))
@@ -140,11 +145,14 @@ def test_notebook_01_runs_from_the_menu_and_its_playground_answers(page, lab):
         timeout=60_000,
     )
     assert notebook.read_bytes() == before
+    assert claims(live_run.build) == live_run.claims  # from the warm cache as from the empty one
 
 
 def count_code_cells(notebook: bytes) -> int:
     cells = json.loads(notebook)["cells"]
-    return sum(cell["cell_type"] == "code" and bool("".join(cell["source"]).strip()) for cell in cells)
+    return sum(
+        cell["cell_type"] == "code" and bool("".join(cell["source"]).strip()) for cell in cells
+    )
 
 
 def clear_outputs(page) -> None:

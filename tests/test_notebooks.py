@@ -60,7 +60,8 @@ def calls(cell, name):
     return [
         node
         for node in ast.walk(tree(cell))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == name
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", getattr(node.func, "attr", "")) == name
     ]
 
 
@@ -94,7 +95,9 @@ def test_file_is_valid_small_and_portable(path):
                 if mime.startswith("image/"):  # base64 may spell anything
                     del output["data"][mime]
     text = json.dumps(notebook)
-    found = re.findall(r"(?<![\w.:/])/(?:home|root|Users|tmp|work|mnt|opt)/\w+|\b[A-Z]:\\\\\w+", text)
+    found = re.findall(
+        r"(?<![\w.:/])/(?:home|root|Users|tmp|work|mnt|opt)/\w+|\b[A-Z]:\\\\\w+", text
+    )
     assert not found and str(ROOT) not in text, f"absolute paths: {sorted(set(found))[:5]}"
 
 
@@ -114,16 +117,23 @@ def test_headings_are_the_courses_in_order(path):
 def test_first_cell_holds_the_parameters_and_the_second_sets_up(path):
     first, second, *rest = code_cells(path)
     assert "parameters" in tags(first)
-    assert not any({"parameters", "injected-parameters"} & set(tags(cell)) for cell in [second, *rest])
+    assert not any(
+        {"parameters", "injected-parameters"} & set(tags(cell)) for cell in [second, *rest]
+    )
     body = tree(first).body
     assert all(isinstance(node, ast.Assign | ast.AnnAssign) for node in body)
-    targets = [(node.targets if isinstance(node, ast.Assign) else [node.target])[0].id for node in body]
-    defaults = {name: ast.literal_eval(node.value) for name, node in zip(targets, body, strict=True)}
+    targets = [
+        (node.targets if isinstance(node, ast.Assign) else [node.target])[0].id for node in body
+    ]
+    defaults = {
+        name: ast.literal_eval(node.value) for name, node in zip(targets, body, strict=True)
+    }
     assert targets[:3] == ["PROFILE", "EFFORT", "SEED"]
     assert (defaults["PROFILE"], defaults["EFFORT"], defaults["SEED"]) == ("pocket", "live", 0)
     assert len(targets) <= 3 + 8
     (call,) = calls(second, "setup")
-    assert [node.value for node in call.keywords if node.arg == "notebook"][0].value == path.name[:2]
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    assert given["notebook"].value == path.name[:2]
     assert "setup" in tags(second)
 
 
@@ -162,7 +172,9 @@ def test_no_image_from_elsewhere_and_none_without_words(path):
             for alt, target in re.findall(r"!\[(.*?)\]\((.*?)\)", text):
                 assert alt.strip() and not target.startswith("http"), target
             for tag in re.findall(r"<img[^>]*>", text):
-                assert re.search(r'alt="[^"]', tag) and not re.search(r'src="(https?:)?//', tag), tag
+                assert re.search(r'alt="[^"]', tag) and not re.search(r'src="(https?:)?//', tag), (
+                    tag
+                )
 
 
 @every_notebook
@@ -181,7 +193,9 @@ def test_every_figure_is_saved_with_caption_and_alt_text(path):
                     assert len(given[words].value.split()) >= 6, given[words].value
             names.append(ast.unparse(call.args[1]))
     assert names and len(names) == len(set(names))
-    assert all(path.name[:2] in name for name in names), "a figure's name starts with the notebook's"
+    assert all(path.name[:2] in name for name in names), (
+        "a figure's name starts with the notebook's"
+    )
 
 
 @every_notebook
@@ -193,7 +207,9 @@ def test_nothing_is_defined_again_that_the_library_has(path):
         if isinstance(node, ast.FunctionDef | ast.ClassDef)
     }
     for cell in code_cells(path):
-        own = {n.name for n in ast.walk(tree(cell)) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        own = {
+            n.name for n in ast.walk(tree(cell)) if isinstance(n, ast.FunctionDef | ast.ClassDef)
+        }
         assert not own & library
 
 
@@ -208,13 +224,15 @@ def test_no_branch_on_the_profile_and_no_magic(path):
 
 @every_notebook
 def test_exercises_are_checked(path):
-    names = [ast.unparse(call.args[0]) for cell in code_cells(path) for call in calls(cell, "check")]
+    names = [
+        ast.unparse(call.args[0]) for cell in code_cells(path) for call in calls(cell, "check")
+    ]
     assert len(set(names)) >= 3
 
 
 @every_notebook
 def test_results_are_computed_not_typed(path):
-    """No decimal or percentage in the prose around the results; targets and sources may be named."""
+    """No decimal or percentage in the prose around the results; a target may be named."""
     number = int(path.name[:2])
     for heading, text in sections(path).items():
         if not heading.startswith(("After", "Claims")):
@@ -232,9 +250,11 @@ def test_results_are_computed_not_typed(path):
 
 @pytest.mark.slow
 def test_course_run_ends_with_claims_figures_and_report(live_run):
-    run = claims(live_run.build)
+    run = live_run.claims
     for row in run.values():
-        assert {"id", "statement", "source", "measure", "effect", "low", "high", "target"} <= set(row)
+        assert {"id", "statement", "source", "measure", "effect", "low", "high", "target"} <= set(
+            row
+        )
         assert {"holds", "profile", "effort", "seeds"} <= set(row)
         assert row["id"] in live_run.output
     assert {row_id.split(".")[0] for row_id in run} == {str(int(p.name[:2])) for p in NOTEBOOKS}
@@ -254,13 +274,15 @@ def test_a_run_leaves_the_checkout_as_it_was(live_run):
 def test_every_committed_claim_is_measured_by_a_live_run(live_run):
     committed = ROOT / "data" / "results" / "claims_live.json"
     rows = json.loads(committed.read_text(encoding="utf-8"))
-    assert {row["id"] for row in rows} == set(claims(live_run.build))
+    assert {row["id"] for row in rows} == set(live_run.claims)
 
 
 @pytest.mark.slow
 @every_notebook
 def test_live_run_is_quick_and_small(path, live_run):
-    record = run_record(live_run.build, path)
+    """As `course run` noted it beside the executed notebook."""
+    note = executed(live_run.build, path).with_suffix(".json")
+    record = json.loads(note.read_text(encoding="utf-8"))
     assert 0 < record["peak_memory_gb"] < MEMORY_LIMIT_GB
     assert record["seconds"] < SECONDS_LIMIT
 
@@ -284,5 +306,5 @@ def test_executed_again_from_an_empty_cache_it_says_the_same(path, live_run, tmp
         timeout=900,
     )
     assert again.returncode == 0, tail(again, 80)
-    first = {k: v for k, v in claims(live_run.build).items() if int(k.split(".")[0]) == int(path.name[:2])}
+    first = {k: v for k, v in live_run.claims.items() if k.startswith(f"{int(path.name[:2])}.")}
     assert claims(tmp_path / "build") == first  # the same seed gives the same bits

@@ -1,0 +1,150 @@
+"""`course reference` and `course figures`: the committed results, and the figures drawn from them.
+
+Reference runs are ordinary runs in folders of their own under `build/reference`, one a seed, each
+kept when it is finished; what they measured is collected in `data/results`.
+"""
+
+import json
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+
+from course_lib import ROOT, CourseError
+from course_lib.cache import build_dir, cache_dir, write_text
+from course_lib.execute import execute
+from course_lib.notebooks import Notebook, find_notebooks, tags
+from course_lib.run import code_hash, kernel_env, kernel_parameters, make_plan, notebook_key
+
+FIRST_LIVE_SEED = 101  # the student's own run has seed 0 and must not be part of its band
+REPLAYED = {"parameters", "imports", "setup", "figure"}
+
+
+def reference_seeds(effort: str, runs: int) -> list[int]:
+    """Seeds of the runs: one full run holds its seeds itself; live runs have one each."""
+    return [0] if effort == "full" else list(range(FIRST_LIVE_SEED, FIRST_LIVE_SEED + runs))
+
+
+def run_reference(notebook: Notebook, effort: str, seed: int, say=print) -> Path:
+    """One reference run, unless it is finished; its folder holds results, claims and a note."""
+    plan = make_plan([notebook.number], effort=effort, seed=seed)
+    folder = build_dir() / "reference" / notebook.number / f"{effort}-{seed}"
+    note, key = folder / "note.json", notebook_key(plan, notebook)
+    if note.exists() and json.loads(note.read_text(encoding="utf-8"))["key"] == key:
+        say(f"{notebook.path.stem} {effort} seed {seed}: done before")
+        return folder
+    env = {"COURSE_BUILD": str(folder), "COURSE_CACHE": str(cache_dir())}
+    if effort == "live":  # a live reference run draws no figure that anyone keeps
+        env["COURSE_FIGURES"] = str(folder / "figures")
+    (folder / "claims.json").unlink(missing_ok=True)
+    target = folder / notebook.path.name
+    execute(notebook.path, target, kernel_parameters(plan, notebook), kernel_env(plan) | env)
+    run = json.loads((folder / "runs" / f"{notebook.number}.json").read_text(encoding="utf-8"))
+    write_text(note, json.dumps(run | {"key": key}, indent=1))
+    say(f"{notebook.path.stem} {effort} seed {seed}: {run['seconds']:.0f} s")
+    return folder
+
+
+def collect(notebook: Notebook, effort: str, folders: list[Path]) -> list[Path]:
+    """Write `<nb>_<effort>.csv` and its provenance, and merge the claims; returns what it wrote."""
+    import pandas as pd
+
+    from course_lib.machine import describe
+    from course_lib.results import committed
+
+    name = f"{notebook.number}_{effort}"
+    target = ROOT / "data" / "results"
+    rows = pd.concat([committed(notebook.number, effort, f / "results") for f in folders])
+    table = rows.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    write_text(target / f"{name}.csv", table)
+    notes = [json.loads((f / "note.json").read_text(encoding="utf-8")) for f in folders]
+    provenance = {
+        "notebook": notebook.number,
+        "effort": effort,
+        "profile": "pocket",
+        "parameters": {k: v for k, v in notes[0]["parameters"].items() if k != "SEED"},
+        "seeds": sorted({int(seed) for seed in rows["seed"]}),
+        "runs": len(notes),
+        "seconds": round(statistics.median(n["seconds"] for n in notes), 1),
+        "peak_memory_gb": max(n["peak_memory_gb"] for n in notes),
+        "machine": describe(),
+        "code": code_hash(),
+    }
+    write_text(target / f"{name}.json", json.dumps(provenance, indent=1) + "\n")
+    return [
+        target / f"{name}.csv",
+        target / f"{name}.json",
+        merge_claims(notebook, effort, folders),
+    ]
+
+
+def merge_claims(notebook: Notebook, effort: str, folders: list[Path]) -> Path:
+    """The notebook's verdicts into claims.json (full) or claims_live.json.
+
+    A live row carries the median effect, the range of the intervals and `share`, the share of runs
+    in which it held; `holds` is True only if it held in all, False only if it was refuted in all.
+    """
+    from course_lib.claims import load_claims
+
+    path = ROOT / "data" / "results" / ("claims.json" if effort == "full" else "claims_live.json")
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    rows = [row for row in old if row["notebook"] != notebook.number]
+    runs = [load_claims(folder / "claims.json") for folder in folders]
+    for same in zip(*runs, strict=True):
+        if len({claim.id for claim in same}) > 1:
+            raise CourseError(
+                f"The runs of {notebook.path.name} claim different things ({same[0].id}, …); "
+                "delete build/reference and run `course reference` again."
+            )
+        holds = [claim.holds for claim in same]
+        row = asdict(same[0]) | {
+            "effect": statistics.median(claim.effect for claim in same),
+            "low": min(claim.low for claim in same),
+            "high": max(claim.high for claim in same),
+            "seeds": sorted({seed for claim in same for seed in claim.seeds}),
+            "holds": holds[0] if len(set(holds)) == 1 else None,
+        }
+        if effort == "live":
+            row["share"] = holds.count(True) / len(holds)
+        rows.append(row)
+    rows.sort(key=lambda row: (row["notebook"], row["id"]))
+    write_text(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def redraw(notebook: Notebook, say=print) -> None:
+    """Draw a notebook's figures from committed results: only its setup and figure cells run."""
+    import nbformat
+
+    results = ROOT / "data" / "results"
+    effort = next(
+        (e for e in ("full", "live") if (results / f"{notebook.number}_{e}.csv").exists()), None
+    )
+    if effort is None:
+        say(f"{notebook.path.stem}: no committed results yet; make them with `course reference`")
+        return
+    nb = nbformat.read(notebook.path, as_version=4)
+    is_setup = [c.cell_type == "code" and "setup(" in c.source for c in nb.cells]
+    kept = [
+        cell
+        for cell, setup in zip(nb.cells, is_setup, strict=True)
+        if cell.cell_type == "code" and (setup or REPLAYED & set(tags(cell)))
+    ]
+    nb.cells = kept
+    folder = build_dir() / "replay"
+    source = folder / notebook.path.name
+    write_text(source, nbformat.writes(nb))
+    parameters = {"PROFILE": "pocket", "EFFORT": effort, "SEED": 0}
+    drawn = folder / f"{notebook.path.stem}.drawn.ipynb"
+    execute(source, drawn, parameters, {"COURSE_REPLAY": "1"})
+    count = sum("figure" in tags(cell) for cell in kept)
+    say(f"{notebook.path.stem}: {count} figure cells drawn from the {effort} results")
+
+
+def make_reference(numbers: list[str] | None, effort: str, runs: int, say=print) -> list[Path]:
+    """All reference runs of the notebooks and what is collected from them."""
+    written = []
+    for notebook in find_notebooks(numbers):
+        seeds = reference_seeds(effort, runs)
+        folders = [run_reference(notebook, effort, seed, say) for seed in seeds]
+        written += collect(notebook, effort, folders)
+    return written

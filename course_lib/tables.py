@@ -1,0 +1,57 @@
+"""Tables that a notebook shows as HTML and a terminal as text; everything in them is escaped."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+class Table:
+    """A table that a notebook shows as HTML and a terminal as text; its cells are already HTML."""
+
+    def __init__(self, head: list[str], cells: list[list[str]], text: str):
+        self.head, self.cells, self.text = head, cells, text
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        style = ' style="text-align:left; vertical-align:top; white-space:pre-wrap"'
+        head = "".join(f'<th scope="col"{style}>{html.escape(name)}</th>' for name in self.head)
+        body = "\n".join(
+            "<tr>" + "".join(f"<td{style}>{cell}</td>" for cell in row) + "</tr>"
+            for row in self.cells
+        )
+        return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+
+def _shown(value: Any) -> str:
+    """A value as printed in tables: at most 3 decimals, so that two runs print the same."""
+    return f"{value:.3f}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
+
+
+def side_by_side(rows: Iterable[Mapping[str, Any]], columns: list[str] | None = None) -> Table:
+    """Prompts and answers as a table: one row a mapping, one column a key, everything escaped."""
+    rows = list(rows)
+    columns = columns or (list(rows[0]) if rows else [])
+    shown = [[_shown(row.get(name, "")) for name in columns] for row in rows]
+    text = "\n\n".join(
+        "\n".join(f"{name}: {cell}" for name, cell in zip(columns, row, strict=True))
+        for row in shown
+    )
+    return Table(columns, [[html.escape(cell) for cell in row] for row in shown], text)
+
+
+def parameters_table(parameters: Any, notes: Mapping[str, str] | None = None) -> Table:
+    """Names, values and notes of a mapping or a config dataclass."""
+    if dataclasses.is_dataclass(parameters):
+        parameters = {
+            field.name: getattr(parameters, field.name) for field in dataclasses.fields(parameters)
+        }
+    # repr keeps what _shown would round away: a learning rate of 0.0003
+    rows = [{"parameter": name, "value": repr(value)} for name, value in parameters.items()]
+    if notes:
+        rows = [{**row, "what it does": notes.get(row["parameter"], "")} for row in rows]
+    return side_by_side(rows)

@@ -1,0 +1,247 @@
+"""The notebooks under `laptop` and `gpu`, through the real loading path, with nothing downloaded.
+
+In place of the hub's models stand folders of the same architectures (SmolLM2 is a Llama, Qwen3 has
+its own), small and with random weights, written by `save_pretrained` and read by
+`from_pretrained`; nothing is mocked. What such a model says means nothing; that the notebooks run
+to their end with it is the point. One real pretrained model takes the same way.
+"""
+
+import gzip
+import json
+import random
+
+import psutil
+import pytest
+import yaml
+from course_runs import NOTEBOOKS, ROOT, SHARED, claims, course, executed, tail
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not NOTEBOOKS, reason="there is no notebook in notebooks/"),
+]
+
+LINES = [
+    "What is the capital of France? The capital of France is Paris.",
+    "Rewrite the sentence so that it is polite: give me 12 apples and 7 pears for $3.50!",
+    "The following are multiple choice questions (with answers) about physics.\n\nAnswer: B\n\n",
+    "Problem: Ada sells 24 lamps. Solution: 24 * 3 = 72. The answer is 72.",
+    "A. one\nB. two\nC. three\nD. four",
+]
+# ChatML as SmolLM2-Instruct has it: a system message of its own, no generation markers.
+SMOLLM2_CHAT = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# As Qwen3 has it: the answer to the last question, and no earlier one, opens with empty thoughts,
+# so that a rendered conversation is no prefix of a longer one; a tool's answer is a user's turn.
+QWEN3_CHAT = (
+    "{% set ns = namespace(last=0) %}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for message in messages %}{% if message['role'] == 'tool' %}"
+    "{{ '<|im_start|>user\n<tool_response>\n' + message['content'] + '\n</tool_response>' }}"
+    "{% else %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' and loop.last and loop.index0 > ns.last %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ message['content'] }}{% endif %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def make_tokenizer(chat_template: str | None, eos: str):
+    """A byte-level BPE like the two families' own, trained on a few lines."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(LINES, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token=eos, pad_token="<|endoftext|>", chat_template=chat_template
+    )
+
+
+def smollm2(layers: int):
+    """SmolLM2-135M's configuration, smaller: grouped keys 9 to 3, tied embeddings, theta 100000."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=400,
+            hidden_size=144,
+            intermediate_size=384,
+            num_hidden_layers=layers,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            max_position_embeddings=8192,
+            rms_norm_eps=1e-5,
+            rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+
+
+def qwen3(layers: int):
+    """Qwen3-0.6B's configuration, smaller: heads wider than the hidden size, norms on q and k."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=400,
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=layers,
+            num_attention_heads=16,
+            num_key_value_heads=8,
+            head_dim=16,
+            max_position_embeddings=32_768,
+            rms_norm_eps=1e-6,
+            rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+
+
+# profile -> the architecture, the templates of its base and its instruct model, further settings
+FAMILIES = {
+    "laptop": (smollm2, None, SMOLLM2_CHAT, []),
+    "gpu": (qwen3, QWEN3_CHAT, QWEN3_CHAT, ["device=cpu"]),
+}
+# Knobs of the notebooks that make a run short; what is not a knob there is left out.
+SHORT: dict[str, str] = {}
+
+
+@pytest.fixture(scope="module")
+def model_folders(tmp_path_factory):
+    """Folders by profile and role, as a download would leave them: bf16 safetensors, tokenizer."""
+    import torch
+
+    folders = {}
+    for profile, (family, base_chat, instruct_chat, _) in FAMILIES.items():
+        for role, layers in (("base", 2), ("instruct", 2), ("large", 3)):
+            torch.manual_seed(layers)
+            folder = tmp_path_factory.mktemp(f"{profile}-{role}")
+            family(layers).to(torch.bfloat16).save_pretrained(folder)
+            chat, eos = base_chat, "<|endoftext|>"
+            if role == "instruct":
+                chat, eos = instruct_chat, "<|im_end|>"
+            make_tokenizer(chat, eos).save_pretrained(folder)
+            folders[profile, role] = folder
+    return folders
+
+
+@pytest.fixture(scope="module")
+def data_environment(tmp_path_factory) -> dict[str, str]:
+    """The published data through the downloader where they are near, else rows of their formats."""
+    folder = tmp_path_factory.mktemp("data")
+    if (SHARED / "data" / "mmlu").is_dir():
+        return {"COURSE_DATA_BASE": str(SHARED / "data"), "COURSE_DATA": str(folder)}
+    write_stand_ins(folder)
+    return {"COURSE_DATA": str(folder)}
+
+
+def write_stand_ins(folder) -> None:
+    """Made-up rows in the published formats of the four sets that the profiles name."""
+    rng = random.Random(0)
+    sums = [(rng.randint(10, 99), rng.randint(10, 99)) for _ in range(1200)]
+
+    def write(name: str, rows: list[dict]) -> None:
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        lines = "\n".join(json.dumps(row) for row in rows).encode()
+        if name.endswith(".json"):
+            lines = json.dumps(rows).encode()
+        path.write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
+
+    write(
+        "rasbt_instruction/instruction-data.json",
+        [
+            {"instruction": f"Add {a} and {b} ({i}).", "input": "", "output": f"It is {a + b}."}
+            for i, (a, b) in enumerate(sums)
+        ],
+    )
+    for part in ("harmless", "helpful"):
+        turns = [f"\n\nHuman: Is {a} > {b} ({i})?\n\nAssistant: " for i, (a, b) in enumerate(sums)]
+        rows = [{"chosen": turn + "Let us see.", "rejected": turn + "No."} for turn in turns]
+        write(f"hh_rlhf/{part}-base-test.jsonl.gz", rows)
+    for split, each in (("dev", 5), ("test", 40)):
+        items = [
+            {
+                "subject": subject,
+                "question": f"What is {a} + {b}?",
+                "choices": [str(a + b + k) for k in range(4)],
+                "answer": 0,
+            }
+            for subject in ("elementary_mathematics", "high_school_physics", "marketing")
+            for a, b in rng.sample(sums, each)
+        ]
+        write(f"mmlu/{split}.jsonl", items)
+    problems = [
+        {"question": f"{a} plus {b}?", "answer": f"<<{a}+{b}={a + b}>>\n#### {a + b}"}
+        for a, b in sums
+    ]
+    write("gsm8k/test.jsonl", problems)
+    write("gsm8k/train.jsonl", problems)
+
+
+def settings(*pairs: str) -> list[str]:
+    """`--set` for each pair, and for the short knobs that the notebooks have."""
+    knobs = "\n".join(path.read_text(encoding="utf-8") for path in NOTEBOOKS)
+    short = [f"{name}={value}" for name, value in SHORT.items() if f"{name} = " in knobs]
+    return [word for pair in [*pairs, *short] for word in ("--set", pair)]
+
+
+@pytest.mark.parametrize("profile", FAMILIES)
+def test_all_notebooks_run_under_the_profile(profile, model_folders, data_environment, tmp_path):
+    described = yaml.safe_load((ROOT / f"data/profiles/{profile}.yaml").read_text(encoding="utf-8"))
+    free = psutil.virtual_memory().available / 1e9
+    if free < described["memory_gb"]:
+        pytest.skip(
+            f"{profile} asks for {described['memory_gb']} GB of memory, {free:.1f} are free"
+        )
+    models = [
+        f"{role}_model={model_folders[profile, role]}" for role in ("base", "instruct", "large")
+    ]
+    process = course(
+        "run",
+        "--profile",
+        profile,
+        *settings(*models, *FAMILIES[profile][3]),
+        build=tmp_path,
+        **data_environment,
+    )
+    assert process.returncode == 0, tail(process)
+    rows = claims(tmp_path).values()
+    assert {row["profile"] for row in rows} == {profile}
+    for path in NOTEBOOKS:
+        executed(tmp_path, path)
+        assert any(int(row["id"].split(".")[0]) == int(path.name[:2]) for row in rows)
+
+
+def test_the_tiny_models_are_of_the_profiles_architectures(model_folders):
+    for profile, name in (("laptop", "LlamaForCausalLM"), ("gpu", "Qwen3ForCausalLM")):
+        config = json.loads((model_folders[profile, "base"] / "config.json").read_text())
+        assert config["architectures"] == [name]
+
+
+@pytest.mark.parametrize("name", ["stories260k", "babyllama105"])
+def test_a_real_pretrained_model_takes_the_base_models_place(name, tmp_path):
+    folder = SHARED / "models" / name
+    if not folder.is_dir():
+        pytest.skip(f"the real pretrained model {name} is not beside the checkout")
+    process = course("run", "01", *settings(f"base_model={folder}"), build=tmp_path)
+    assert process.returncode == 0, tail(process)
+    executed(tmp_path, NOTEBOOKS[0])
+    assert claims(tmp_path)

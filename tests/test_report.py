@@ -1,0 +1,221 @@
+"""Figures that repeat byte for byte, results that survive a file, tables that escape."""
+
+import json
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from course_lib import CourseError
+from course_lib.report import (
+    LiveCurve,
+    Results,
+    band,
+    committed,
+    label_line,
+    live_dot,
+    parameters_table,
+    save_figure,
+    series,
+    side_by_side,
+    subplots,
+)
+from course_lib.results import COLUMNS, select
+
+
+@pytest.fixture
+def course(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_BUILD", str(tmp_path / "build"))
+    monkeypatch.setenv("COURSE_FIGURES", str(tmp_path / "figures"))
+    return SimpleNamespace(
+        profile=SimpleNamespace(name="pocket"),
+        effort="live",
+        seed=0,
+        seeds=[0],
+        notebook="01",
+        parameters={"NUM_PROMPTS": 64},
+        results=Results("01", "live"),
+    )
+
+
+def fill(results, seeds, size="m"):
+    for seed in seeds:
+        for x in (8, 64, 512):
+            results.add("1.3", size, x, seed, "judge score", x**0.5 + 0.01 * seed)
+    return results
+
+
+def commit(folder, full=5, live=10):
+    fill(Results("01", "full"), range(full)).save(folder)
+    fill(Results("01", "live"), range(101, 101 + live)).save(folder)
+
+
+def test_results_survive_the_file(tmp_path):
+    results = fill(Results("01", "live"), [0, 1])
+    results.add("1.1", "base", "moon landing", 0, "share", 0.25)
+    path = results.save(tmp_path)
+    assert path.name == "01_live.csv"
+    assert path.read_text(encoding="utf-8").splitlines()[0] == ",".join(COLUMNS)
+    back = Results("01", "live")
+    back.load(committed("01", "live", tmp_path))
+    pd.testing.assert_frame_equal(back.frame(), results.frame())
+    assert back.frame("1.3")["x"].dtype == float  # though the file holds a word among its x
+    assert back.frame("1.3", "judge score", "m")["x"].tolist() == [8, 64, 512] * 2
+
+
+def test_a_cell_run_twice_adds_no_rows():
+    results = fill(fill(Results("01", "live"), [0]), [0])
+    assert len(results) == 3
+    results.add("1.3", "m", "8", 0, "judge score", 7.0)  # as read from a file
+    assert len(results) == 3 and results.frame()["value"][0] == 7.0
+
+
+def test_a_nan_is_not_recorded():
+    with pytest.raises(ValueError):
+        Results("01", "live").add("1.1", "m", 1, 0, "loss", float("nan"))
+
+
+def test_nothing_committed_yet_is_no_error(tmp_path, course):
+    assert list(committed("01", "full", tmp_path).columns) == COLUMNS
+    assert len(select(committed("01", "full", tmp_path), "1.3")) == 0
+    _, ax = subplots()
+    assert band(ax, course, "1.3", "judge score", folder=tmp_path) is False
+    live_dot(ax, course, "1.3", "judge score")
+    assert not ax.collections
+
+
+def test_a_committed_file_without_a_column_is_named(tmp_path):
+    (tmp_path / "01_full.csv").write_text("notebook,claim\n01,1.1\n", encoding="utf-8")
+    with pytest.raises(CourseError, match="'condition'"):
+        committed("01", "full", tmp_path)
+
+
+def test_band_and_dots_stand_where_the_numbers_say(tmp_path, course):
+    commit(tmp_path)
+    _, ax = subplots()
+    assert band(ax, course, "1.3", "judge score", "m", folder=tmp_path, label="m")
+    line = next(line for line in ax.lines if line.get_label() == "m")
+    assert line.get_xdata().tolist() == [8, 64, 512]
+    assert line.get_ydata()[0] == pytest.approx(8**0.5 + 0.02)
+    bars = [line for line in ax.lines if line.get_linewidth() == 5]
+    assert len(bars) == 3 and bars[0].get_ydata()[0] < 8**0.5 + 1.055 < bars[0].get_ydata()[1]
+    fill(course.results, [0])
+    live_dot(ax, course, "1.3", "judge score", "m")
+    assert ax.lines[-1].get_ydata().tolist() == pytest.approx([8**0.5, 8.0, 512**0.5])
+
+
+def test_categories_stand_at_their_positions(tmp_path, course):
+    results = Results("01", "full")
+    for seed in range(3):
+        for x, value in (("s", 1.0), ("m", 2.0), ("other", 9.0)):
+            results.add("1.3", "size", x, seed, "judge score", value + seed)
+    results.save(tmp_path)
+    _, ax = subplots()
+    where = {"s": 0, "m": 1}
+    assert band(ax, course, "1.3", "judge score", folder=tmp_path, positions=where)
+    xs = sorted({float(x) for line in ax.lines for x in line.get_xdata()})
+    assert xs == [0.0, 1.0]
+
+
+def test_no_band_of_the_pocket_models_over_real_ones(tmp_path, course):
+    commit(tmp_path)
+    course.profile.name = "laptop"
+    _, ax = subplots()
+    assert band(ax, course, "1.3", "judge score", folder=tmp_path) is False and not ax.lines
+
+
+def draw(course, name="01_score", **more):
+    fig, ax = subplots()
+    ax.plot([1, 2, 3], [0.1, 0.5, 0.7], **series(0, label="SFT"))
+    label_line(ax, 3, 0.7, "SFT", 0)
+    ax.set(xlabel="examples", ylabel="judge score")
+    data = pd.DataFrame({"x": [1, 2, 3], "y": [0.1, 0.5, 1 / 3]})
+    words = {"caption": "The score rises.", "alt": "One line that rises."} | more
+    save_figure(fig, name, course=course, data=data, **words)
+
+
+def test_a_figure_is_saved_with_what_is_behind_it_and_repeats(tmp_path, course, capsys):
+    draw(course)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
+    draw(course)
+    again = {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
+    assert sorted(first) == ["01_score.json", "01_score.png", "01_score.svg"]
+    assert first == again
+    assert capsys.readouterr().out == ""
+    assert len(first["01_score.png"]) < 120_000
+    record = json.loads(first["01_score.json"])
+    assert record["seeds"] == [0] and record["parameters"] == {"NUM_PROMPTS": 64}
+    assert record["data"][2] == {"x": 3, "y": 0.333333}
+    assert record["caption"] and record["alt"] and record["versions"]["matplotlib"]
+    assert b"One line that rises." in first["01_score.svg"]
+    assert str(tmp_path).encode() not in b"".join(first.values())
+
+
+@pytest.mark.parametrize("change", [{"seed": 3}, {"profile": SimpleNamespace(name="laptop")}])
+def test_other_runs_leave_the_committed_figures_alone(tmp_path, course, change):
+    vars(course).update(change)
+    draw(course)
+    assert not (tmp_path / "figures").exists()
+    folder = tmp_path / "build" / "figures" / course.profile.name
+    assert len(list(folder.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    "words", [{"caption": ""}, {"alt": " "}, {"name": "score"}, {"name": "01_A/b"}]
+)
+def test_a_figure_without_words_is_refused(course, words):
+    with pytest.raises(CourseError, match="alt text"):
+        draw(course, **words)
+
+
+def test_a_dense_figure_stays_small(tmp_path, course):
+    fig, ax = subplots(figsize=(9, 7))
+    noise = pd.DataFrame([[(i * j * 7919) % 997 for i in range(300)] for j in range(300)])
+    ax.imshow(noise)
+    save_figure(fig, "01_noise", course=course, data=noise.head(1), caption="c", alt="a")
+    assert (tmp_path / "figures" / "01_noise.png").stat().st_size < 500_000
+
+
+def test_the_notebook_gets_a_picture_and_its_description(course, monkeypatch):
+    import IPython
+    import IPython.display
+
+    shown = []
+    monkeypatch.setattr(IPython, "get_ipython", lambda: object())
+    monkeypatch.setattr(IPython.display, "display", lambda data, **more: shown.append((data, more)))
+    draw(course, alt="One <line> that rises.")
+    (image, options), (words, _) = shown
+    assert options["metadata"]["image/png"]["alt"] == "One <line> that rises."
+    assert image["text/plain"] == "Figure: One <line> that rises."
+    assert "One &lt;line&gt; that rises." in words["text/html"]
+
+
+def test_answers_are_escaped_and_keep_their_lines():
+    table = side_by_side(
+        [{"prompt": "<script>", "base": "a\nb"}, {"prompt": "x & y", "base": 0.12345}]
+    )
+    page = table._repr_html_()
+    assert "&lt;script&gt;" in page and "<script>" not in page and "x &amp; y" in page
+    assert "a\nb" in page and "pre-wrap" in page and "0.123" in page
+    assert repr(table).startswith("prompt: <script>\nbase: a\nb")
+    assert side_by_side([])._repr_html_()
+
+
+def test_parameters_keep_small_numbers():
+    @dataclass
+    class Config:
+        learning_rate: float = 3e-5
+        name: str = "m"
+
+    page = parameters_table(Config(), {"learning_rate": "step size"})._repr_html_()
+    assert "3e-05" in page and "step size" in page
+    assert "64" in parameters_table({"NUM_PROMPTS": 64})._repr_html_()
+
+
+def test_live_curve_takes_rows_keywords_or_nothing(capsys):
+    progress = LiveCurve(3, "loss")
+    progress({"step": 1, "loss": 2.0})
+    progress(loss=1.0)
+    progress()
+    assert "loss 1.500" in capsys.readouterr().out
