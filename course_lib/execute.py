@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 
 from course_lib import CourseError
+from course_lib.cache import disk_error
 from course_lib.notebooks import heading_before
 
 OnCell = Callable[[int, int], None]  # cells begun, cells in all
@@ -49,6 +50,7 @@ def execute(
             parameters,
             engine_name="course",
             kernel_name="python3",
+            language="python",
             progress_bar=False,
             on_cell=on_cell,
             env=os.environ | (env or {}),
@@ -64,6 +66,8 @@ def execute(
             "because memory ran out; close other programs, use --jobs 1 or a smaller profile, and "
             "run the same command again."
         ) from error
+    except OSError as error:
+        raise disk_error(error, target) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -88,6 +92,8 @@ def _engine() -> type:
                 timeout=None,
                 startup_timeout=120,
                 kernel_name=kernel_name,
+                # its log would tell of a connection without encryption, to this machine itself
+                extra_arguments=["--log-level=ERROR"],
                 resources={"metadata": {"path": folder}},
             )
             _running.add(client)

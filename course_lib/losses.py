@@ -23,7 +23,7 @@ def sft_loss(
         "num_tokens", both detached.
     """
     num_tokens = mask.sum()
-    total = -(logprobs * mask).sum()
+    total = -logprobs.where(mask.bool(), 0).sum()  # not a product: 0 * inf is not 0
     loss = total / (num_tokens.clamp(min=1) if num_items is None else num_items)
     mean = total.detach() / num_tokens.clamp(min=1)
     return loss, {"loss": mean, "num_tokens": num_tokens}

@@ -11,6 +11,7 @@ A run is resumable: documents come in numbered shards that depend on nothing but
 state (weights, optimiser, step) is written as safetensors every few minutes.
 """
 
+import hashlib
 import json
 import math
 import random
@@ -24,14 +25,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from course_lib import ROOT, CourseError
+from course_lib import CourseError
+from course_lib.cache import build_dir
 from course_lib.machine import bf16_pays, describe, matmul_peak
 from course_lib.models import pocket_config, save_model, train_tokenizer
 from course_lib.world.documents import documents
 from course_lib.world.instructions import demonstrations
 
 SHARD_ROWS = 2048  # rows of 512 tokens: about a million tokens a shard
-FOLDER = ROOT / "build" / "pretrain"
+FOLDER = build_dir() / "pretrain"
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,15 @@ def shard(tokenizer, index: int, seed: int = 0, rows: int = SHARD_ROWS) -> np.nd
     np.save(part, out)
     part.replace(path)
     return out
+
+
+def corpus_hash(config: PretrainConfig) -> str:
+    """SHA-256 of the token ids that a run reads, shard by shard; the shards must have been made."""
+    digest = hashlib.sha256()
+    for index in range(-(-config.num_steps * config.batch_rows // SHARD_ROWS)):
+        path = FOLDER / "shards" / f"{config.seed}-{index}.npy"
+        digest.update(np.load(path).tobytes())
+    return digest.hexdigest()
 
 
 def batches(tokenizer, config: PretrainConfig, first_step: int) -> Iterator[torch.Tensor]:

@@ -54,6 +54,7 @@ def collect(notebook: Notebook, effort: str, folders: list[Path]) -> list[Path]:
     name = f"{notebook.number}_{effort}"
     target = ROOT / "data" / "results"
     rows = pd.concat([committed(notebook.number, effort, f / "results") for f in folders])
+    rows = rows.infer_objects()  # x as numbers where all are
     table = rows.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     write_text(target / f"{name}.csv", table)
     notes = [json.loads((f / "note.json").read_text(encoding="utf-8")) for f in folders]

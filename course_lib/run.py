@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from course_lib import ROOT, CourseError, check_checkout
-from course_lib.cache import build_dir, file_hash, write_text
+from course_lib.cache import build_dir, figures_dir, file_hash, write_text
 from course_lib.checks import check_choice, check_value
 from course_lib.execute import execute, stop_all
 from course_lib.notebooks import Notebook, find_notebooks, split_settings
@@ -183,8 +183,9 @@ def run_one(plan: Plan, notebook: Notebook, on_cell) -> Outcome:
         )
     except CourseError as error:
         outcome.error = str(error)
-        return outcome
     outcome.seconds = round(time.perf_counter() - start, 1)
+    if outcome.error:
+        return outcome
     if note.exists():
         outcome.peak_memory_gb = json.loads(note.read_text(encoding="utf-8"))["peak_memory_gb"]
     outcome.claims = [row for row in read_claims() if _is_mine(row, plan, notebook)]
@@ -215,7 +216,7 @@ def forget_claims(plan: Plan, notebook: Notebook) -> None:
 
 def figures_since(plan: Plan, notebook: Notebook, began: float) -> list[Path]:
     """Figures of this notebook that were written since `began` (seconds since the epoch)."""
-    folders = (ROOT / "figures", build_dir() / "figures" / plan.profile)
+    folders = (figures_dir(), build_dir() / "figures" / plan.profile)
     found = [p for folder in folders for p in sorted(folder.glob(f"{notebook.number}_*.png"))]
     return [p for p in found if p.stat().st_mtime >= began - 2]  # coarse clocks of file systems
 

@@ -119,6 +119,20 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     return Interval(float(array.mean()), float(array.mean() - half), float(array.mean() + half))
 
 
+def over_seeds(runs: Sequence[ArrayLike], seed: int = 0, level: float = 0.95) -> Interval:
+    """Mean of the items' values, `runs[s]` those of seed s: t over seeds, or items if there is one.
+
+    One run of zeros and ones gets Wilson's interval, any other single run a bootstrap over items.
+    """
+    rows = [_values(row, 1) for row in runs]
+    if len(rows) > 1:
+        return t_interval([row.mean() for row in rows], level)
+    (row,) = rows
+    if np.isin(row, (0, 1)).all():
+        return wilson(int(row.sum()), len(row), level)
+    return bootstrap(row, seed=seed, level=level)
+
+
 def prediction_interval(values: ArrayLike, level: float = 0.999, floor: float = 0.002) -> Interval:
     """Where one new run falls: mean ± t(n-1) · s · √(1 + 1/n), for the runs `values` (n ≥ 2).
 

@@ -83,7 +83,7 @@ def test_full_disk_is_one_sentence():
     def full(folder):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(CourseError, match="disk is full.*course clean"):
+    with pytest.raises(CourseError, match=r"disk is full.*course clean"):
         stage("sft", {}, full)
 
 

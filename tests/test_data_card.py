@@ -63,7 +63,7 @@ def test_the_cards_figures_are_what_is_measured(measured):
 
 
 def test_the_card_lists_each_planted_property():
-    planted = CARD.split("## Planted")[1]
+    planted = CARD.split("## Planted")[1].lower()
     for words in ("slip", "enthusias", "panel", "skill", "confident", "forum"):
         assert words in planted
 

@@ -32,7 +32,7 @@ def test_conda_gets_the_same_python_and_the_same_pins():
 
 
 @pytest.mark.parametrize(
-    "command, last", zip(COMMANDS, ["course run", "python -m pytest"], strict=True)
+    "command, last", list(zip(COMMANDS, ["course run", "python -m pytest"], strict=True))
 )
 def test_the_first_two_bash_blocks_are_the_two_commands(command, last):
     line = command.strip()

@@ -133,11 +133,15 @@ def model_folders(tmp_path_factory):
         for role, layers in (("base", 2), ("instruct", 2), ("large", 3)):
             torch.manual_seed(layers)
             folder = tmp_path_factory.mktemp(f"{profile}-{role}")
-            family(layers).to(torch.bfloat16).save_pretrained(folder)
             chat, eos = base_chat, "<|endoftext|>"
             if role == "instruct":
                 chat, eos = instruct_chat, "<|im_end|>"
-            make_tokenizer(chat, eos).save_pretrained(folder)
+            tokenizer, model = make_tokenizer(chat, eos), family(layers).to(torch.bfloat16)
+            model.config.eos_token_id = model.generation_config.eos_token_id = (
+                tokenizer.eos_token_id
+            )
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
             folders[profile, role] = folder
     return folders
 

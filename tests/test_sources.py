@@ -123,9 +123,9 @@ def test_changed_file_is_refused_and_nothing_stays(tmp_path, monkeypatch):
 
 
 def test_missing_file_and_unknown_set_are_sentences(tmp_path, monkeypatch):
-    with pytest.raises(CourseError, match="cannot be fetched.*COURSE_DATA_BASE"):
+    with pytest.raises(CourseError, match=r"cannot be fetched.*COURSE_DATA_BASE"):
         fetch((tmp_path / "none").as_uri(), tmp_path / "x", "")
-    with pytest.raises(CourseError, match="'mmlo'.*mean 'mmlu'"):
+    with pytest.raises(CourseError, match=r"'mmlo'.*mean 'mmlu'"):
         data_folder("mmlo")
 
 

@@ -1,0 +1,235 @@
+"""Measuring what a model can do: multiple choice, word problems, the judge, win rates.
+
+Functions return one number per item where an interval is wanted, so that `stats` can draw it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from course_lib import CourseError
+from course_lib.chat import ask, batches, complete
+from course_lib.logprobs import backbone_and_head, hidden_states
+
+LETTERS = "ABCD"
+
+
+@dataclass
+class MCResult:
+    """What a model answered to n multiple-choice items with K = 4 options."""
+
+    correct: np.ndarray  # (n,) bool
+    predicted: np.ndarray  # (n,) index of the likeliest letter
+    letter_probs: np.ndarray  # (n, K) probabilities of the letters, rescaled to sum to 1
+    answers: np.ndarray  # (n,) index of the right letter
+
+    @property
+    def accuracy(self) -> float:
+        """Share of items answered correctly; 0.25 is chance."""
+        return float(self.correct.mean())
+
+    @property
+    def letters(self) -> list[str]:
+        """The predicted letters."""
+        return [LETTERS[i] for i in self.predicted]
+
+    @property
+    def letter_shares(self) -> np.ndarray:
+        """How often each letter is predicted, (K,): even for a model without letter bias."""
+        return np.bincount(self.predicted, minlength=4) / len(self.predicted)
+
+    @property
+    def prior(self) -> np.ndarray:
+        """The letters' mean probability over the items, (K,): what is believed before reading."""
+        return self.letter_probs.mean(0)
+
+    @property
+    def prior_corrected(self) -> np.ndarray:
+        """(n,) bool: correct when each letter is judged against its own mean probability.
+
+        Source: batch calibration, Zhou et al. 2023, arXiv:2309.17249.
+        """
+        return (self.letter_probs / self.prior).argmax(-1) == self.answers
+
+
+def _mc_prompt(tokenizer, item: dict, shots: list[dict], longest: int) -> list[int]:
+    """MMLU's prompt as ids; worked examples are dropped from the front until it fits."""
+    from course_lib.world.exam import render_prompt
+
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    while True:
+        text = render_prompt(item, shots)
+        ids = start + tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) <= longest or not shots:
+            return ids
+        shots = shots[1:]
+
+
+def _letter_ids(tokenizer) -> tuple[list[int], list[int]]:
+    """Ids between "Answer:" and the letter (mostly none), and the ids of the four letters there.
+
+    Most tokenizers have " A" as one token; some write the space as a token of its own.
+    """
+    stem = tokenizer("Answer:", add_special_tokens=False)["input_ids"]
+    tails = []
+    for letter in LETTERS:
+        ids = tokenizer(f"Answer: {letter}", add_special_tokens=False)["input_ids"]
+        tails.append(ids[len(stem) :])
+        if ids[: len(stem)] != stem:
+            raise CourseError(
+                f"The tokenizer {tokenizer.name_or_path!r} reads 'Answer: {letter}' as one piece; "
+                "expected the letter to be a token; choose another model."
+            )
+    between = 0
+    while len({tail[between] for tail in tails}) == 1:
+        between += 1
+    return tails[0][:between], [tail[between] for tail in tails]
+
+
+@torch.no_grad()
+def multiple_choice(
+    model: torch.nn.Module,
+    tokenizer,
+    items: Sequence[dict],
+    shots: int = 0,
+    dev: Callable[[str], list[dict]] | None = None,
+) -> MCResult:
+    """Score `items` as MMLU does: the likeliest of " A", " B", " C", " D" after "Answer:".
+
+    Args:
+        model: base or instruct; both read the same raw text.
+        tokenizer: of the model.
+        items: dicts with MMLU's columns subject, question, choices (4), answer (0 to 3).
+        shots: worked examples before each item (MMLU has 5), as many as fit into the context.
+        dev: subject -> worked examples; None takes the pocket exam's `dev_items`.
+
+    Source: Hendrycks et al. 2021, arXiv:2009.03300, and its evaluation code.
+    """
+    if shots and dev is None:
+        from course_lib.world.exam import dev_items as dev
+    between, letters = _letter_ids(tokenizer)
+    longest = model.config.max_position_embeddings - len(between)
+    rows = []
+    for item in items:
+        examples = list(dev(item["subject"]))[:shots] if shots else []
+        ids = _mc_prompt(tokenizer, item, examples, longest) + between
+        rows.append({"input_ids": ids[-longest:]})
+    _, head = backbone_and_head(model)
+    probs = np.zeros((len(items), len(LETTERS)))
+    was_training = model.training
+    model.eval()
+    for group in batches(rows, tokens_per_batch=4096 if model.device.type == "cpu" else 32768):
+        lengths = torch.tensor([len(rows[i]["input_ids"]) for i in group])
+        padded = [torch.tensor(rows[i]["input_ids"]) for i in group]
+        ids = torch.nn.utils.rnn.pad_sequence(padded, batch_first=True).to(model.device)
+        states = hidden_states(model, ids)[torch.arange(len(group)), lengths - 1]  # (B, H)
+        logits = head(states)[:, letters]
+        probs[group] = logits.double().softmax(-1).cpu().numpy()
+    model.train(was_training)
+    predicted = probs.argmax(-1)
+    answers = np.array([item["answer"] for item in items])
+    return MCResult(predicted == answers, predicted, probs, answers)
+
+
+def exact_match(completions: Sequence[str], references: Sequence[Any]) -> np.ndarray:
+    """(n,) bool: equal as text, up to case, spaces around it and a full stop at its end."""
+
+    def clean(text: Any) -> str:
+        return str(text).strip().rstrip(".").casefold()
+
+    pairs = zip(completions, references, strict=True)
+    return np.array([clean(text) == clean(reference) for text, reference in pairs])
+
+
+@dataclass
+class Judged:
+    """An answer to a row of instructions, and what the judge says of it."""
+
+    row: dict
+    answer: str
+    score: float  # about 0 to 10
+    parts: dict[str, float]
+    is_answer: bool
+    is_refusal: bool
+
+
+def judge_answers(
+    model: torch.nn.Module, tokenizer, rows: Sequence[dict], *, chat: bool = True, **sampling
+) -> list[Judged]:
+    """Let the model answer the rows' prompts (raw text with `chat=False`) and judge each answer."""
+    from course_lib.world.judge import judge
+
+    answer = ask if chat else complete
+    answers = answer(model, tokenizer, [row["prompt"] for row in rows], **sampling)
+    copies = len(answers) // max(1, len(rows))
+    out = []
+    for i, text in enumerate(answers):
+        row = rows[i // copies]
+        verdict = judge(row, text)
+        out.append(
+            Judged(row, text, verdict.score, verdict.parts, verdict.is_answer, verdict.is_refusal)
+        )
+    return out
+
+
+def wins(scores_a: Sequence[float], scores_b: Sequence[float]) -> np.ndarray:
+    """(n,) 1 where a scores higher than b on the same prompt, 0 where lower, 0.5 for a tie."""
+    difference = np.asarray(scores_a, dtype=float) - np.asarray(scores_b, dtype=float)
+    return (np.sign(difference) + 1) / 2
+
+
+def win_rate(scores_a: Sequence[float], scores_b: Sequence[float]) -> float:
+    """Share of prompts on which a beats b, ties counting half."""
+    return float(wins(scores_a, scores_b).mean())
+
+
+def solve_problems(
+    model: torch.nn.Module,
+    tokenizer,
+    problems: Sequence,
+    num_generations: int = 1,
+    temperature: float = 1.0,
+    *,
+    chat: bool = False,
+    **sampling,
+) -> np.ndarray:
+    """(n, G) bool: is the answer of each of G tries at each word problem right?
+
+    A base model continues "Problem: ... Solution:"; with `chat=True` it is asked the same text.
+    """
+    from course_lib.world.problems import problem_prompt, verify_answer
+
+    options = {"max_new_tokens": 160, "seed": 0} | sampling
+    texts = (ask if chat else complete)(
+        model,
+        tokenizer,
+        [problem_prompt(problem) for problem in problems],
+        num_generations=num_generations,
+        temperature=temperature,
+        **options,
+    )
+    right = [verify_answer(problems[i // num_generations], t) for i, t in enumerate(texts)]
+    return np.array(right, dtype=bool).reshape(len(problems), num_generations)
+
+
+def pass_at_k(correct: np.ndarray, k: int) -> float:
+    """Chance that at least one of k tries is right, without bias from G >= k tries.
+
+    The mean over problems of 1 - C(G - c, k) / C(G, k), where c of G tries are right.
+    `correct` is (n, G), or (G,) for one problem.
+
+    Source: Chen et al. 2021, arXiv:2107.03374, equation 1.
+    """
+    from scipy.special import comb
+
+    correct = np.atleast_2d(correct)
+    tries = correct.shape[1]
+    if not 1 <= k <= tries:
+        raise CourseError(f"pass_at_k was asked for k={k} with {tries} tries; expected 1 to {tries}.")
+    wrong = tries - correct.sum(1)
+    return float((1 - comb(wrong, k) / comb(tries, k)).mean())

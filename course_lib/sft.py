@@ -1,0 +1,244 @@
+"""Supervised fine-tuning: imitate the demonstrations, token by token.
+
+    loss = - (1 / number of completion tokens) * sum over completion tokens of log p(token | before)
+
+Source: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, section 3.5; the mean over all tokens of
+an optimiser step (not a mean of the sequences' means) is TRL's and transformers' convention.
+
+Left out:
+1. packing of several conversations into one row (rows of like length share a forward pass instead);
+2. more than one device (see `course_lib.scale`);
+3. resuming in the middle of a run, and choosing the best checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from course_lib import CourseError
+from course_lib.chat import Row, batches, collate, render_text
+from course_lib.history import History
+from course_lib.logprobs import shift_mask, token_logprobs
+from course_lib.losses import Metrics, sft_loss
+
+SNAPSHOT_STEPS = 10  # how often the weights that a non-finite loss falls back to are copied
+
+
+@dataclass
+class SFTConfig:
+    """Settings of `train_sft`."""
+
+    learning_rate: float = 1e-3  # peak, of AdamW; about 2e-5 for models of a billion parameters
+    num_epochs: float = 1.0  # passes over the rows; not used where num_steps is given
+    num_steps: int | None = None  # optimiser steps
+    batch_size: int = 32  # rows
+    gradient_accumulation_steps: int = 1  # an optimiser step takes batch_size times as many rows
+    warmup: float = 0.05  # share of the steps in which the learning rate rises from 0
+    schedule: str = "cosine"  # then: "cosine" or "linear" down to 0, or "constant"
+    weight_decay: float = 0.0  # of AdamW, decoupled
+    max_grad_norm: float = 1.0  # the gradient is scaled down to this norm
+    mask_prompt: bool = True  # learn completions only; False learns every token but the first
+    max_length: int = 512  # tokens; what is beyond is cut
+    dtype: str = "float32"  # "bfloat16": autocast; the weights keep their own type
+    gradient_checkpointing: bool = False  # recompute activations: less memory, a third more time
+    seed: int = 0  # of the order of the rows
+
+
+def sft_step(
+    model: torch.nn.Module, batch: dict[str, torch.Tensor], num_items: int | None = None
+) -> tuple[torch.Tensor, Metrics]:
+    """The loss of one collated batch; `num_items` as in `sft_loss`."""
+    mask = batch["completion_mask"]
+    logprobs = token_logprobs(model, batch["input_ids"], batch["attention_mask"], mask)
+    return sft_loss(logprobs, shift_mask(mask), num_items)
+
+
+def evaluate_sft(
+    model: torch.nn.Module, rows: Sequence[Row], *, mask_prompt: bool = True, max_length: int = 512
+) -> dict[str, float]:
+    """Mean loss (nats per token), perplexity and number of tokens on held-out rows."""
+    rows = _prepare(rows, mask_prompt, max_length)
+    losses, counts = _row_losses(model, rows)
+    loss = float(losses.sum() / max(counts.sum(), 1))
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "num_tokens": int(counts.sum())}
+
+
+def document_losses(
+    model: torch.nn.Module, tokenizer, texts: Sequence[str], max_length: int = 512
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each plain document's summed loss in nats and its tokens (its end is one), both (n,)."""
+    rows = [render_text(tokenizer, text) for text in texts]
+    return _row_losses(model, _prepare(rows, True, max_length))
+
+
+def loss_on_documents(
+    model: torch.nn.Module, tokenizer, texts: Sequence[str], max_length: int = 512
+) -> float:
+    """Mean loss in nats per token of plain documents."""
+    losses, counts = document_losses(model, tokenizer, texts, max_length)
+    return float(losses.sum() / counts.sum())
+
+
+@torch.no_grad()
+def _row_losses(model, rows: list[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's summed loss and its number of learned tokens, both (n,)."""
+    losses, counts = np.zeros(len(rows)), np.zeros(len(rows), dtype=int)
+    was_training = model.training
+    model.eval()
+    for group in batches(rows, tokens_per_batch=_forward_tokens(model)):
+        batch = _to(collate([rows[i] for i in group], 0), model)
+        logprobs = token_logprobs(model, batch["input_ids"], mask=batch["completion_mask"])
+        losses[group] = -logprobs.sum(-1).double().cpu().numpy()
+        counts[group] = shift_mask(batch["completion_mask"]).sum(-1).cpu().numpy()
+    model.train(was_training)
+    return losses, counts
+
+
+def train_sft(
+    model: torch.nn.Module,
+    rows: Sequence[Row],
+    config: SFTConfig,
+    progress: Callable[[dict], None] | None = None,
+) -> History:
+    """Train the weights that require gradients on `rows`; a history row per optimiser step.
+
+    A row of the history has step, loss (nats per completion token), learning_rate, grad_norm,
+    num_tokens (tokens read, pads not counted) and seconds (since the start).
+
+    Raises:
+        CourseError: no row has a token to learn, or the loss or gradient is not finite; the model
+            then has the last weights whose loss was finite (at most 10 steps old).
+    """
+    # 1. Rows, optimiser, schedule.
+    rows = _prepare(rows, config.mask_prompt, config.max_length)
+    step_rows = config.batch_size * config.gradient_accumulation_steps
+    num_steps = config.num_steps or max(1, round(config.num_epochs * len(rows) / step_rows))
+    weights = [p for p in model.parameters() if p.requires_grad]
+    on_cpu_or_gpu = all(p.device.type in ("cpu", "cuda") for p in weights)
+    optimizer = torch.optim.AdamW(
+        weights, lr=0.0, weight_decay=config.weight_decay, fused=on_cpu_or_gpu
+    )
+    history, start, good = History(), time.perf_counter(), None
+    order = _endless(len(rows), random.Random(config.seed))
+    with _training(model, config):
+        for step in range(1, num_steps + 1):
+            # 2. The loss of the step's rows, in forward passes of rows of like length.
+            chosen = [rows[next(order)] for _ in range(step_rows)]
+            loss, num_tokens = _backward(model, chosen, config)
+            grad_norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
+            # 3. Stop before a bad step is taken.
+            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                _restore(weights, good)
+                raise CourseError(
+                    f"The loss at step {step} is {loss} and its gradient's norm {grad_norm:.3g}; "
+                    "expected finite numbers; the weights are back at their last good values; "
+                    f"lower learning_rate (now {config.learning_rate:g})."
+                )
+            if (step - 1) % SNAPSHOT_STEPS == 0:
+                good = [p.detach().clone() for p in weights]
+            # 4. Update and record.
+            rate = config.learning_rate * _schedule(step, num_steps, config)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            row = {"step": step, "loss": loss, "learning_rate": rate, "grad_norm": float(grad_norm)}
+            history.append(row, num_tokens=num_tokens, seconds=time.perf_counter() - start)
+            if progress:
+                progress(history[-1])
+    return history
+
+
+def _backward(model, rows: list[Row], config: SFTConfig) -> tuple[float, int]:
+    """Add the gradient of the rows' mean token loss; return that loss and the tokens read."""
+    num_items = sum(sum(row["completion_mask"][1:]) for row in rows)
+    autocast = torch.autocast(
+        model.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"
+    )
+    total = 0.0
+    groups = batches(
+        rows, batch_size=config.batch_size, tokens_per_batch=_forward_tokens(model)
+    )
+    for group in groups:
+        batch = _to(collate([rows[i] for i in group], 0), model)
+        with autocast:
+            loss, _ = sft_step(model, batch, num_items)
+        loss.backward()
+        total += loss.detach()
+    return float(total), sum(len(row["input_ids"]) for row in rows)
+
+
+def _forward_tokens(model) -> int:
+    """Tokens in one forward pass: what a CPU's cache holds, or what keeps a GPU busy."""
+    return 1024 if model.device.type == "cpu" else 16384
+
+
+def _prepare(rows: Sequence[Row], mask_prompt: bool, max_length: int) -> list[Row]:
+    """Cut the rows, choose their mask, and drop those with nothing to learn."""
+    out = []
+    for row in rows:
+        ids = row["input_ids"][:max_length]
+        mask = row["completion_mask"][:max_length] if mask_prompt else [1] * len(ids)
+        out.append({"input_ids": ids, "completion_mask": mask})
+    if not any(sum(row["completion_mask"][1:]) for row in out):
+        raise CourseError(
+            f"None of the {len(out)} rows has a token to learn within max_length={max_length}; "
+            "expected completions with a completion_mask of 1; raise max_length or check the rows."
+        )
+    return out
+
+
+def _endless(n: int, rng: random.Random):
+    """0..n-1 in a new random order, again and again."""
+    while True:
+        order = list(range(n))
+        rng.shuffle(order)
+        yield from order
+
+
+def _schedule(step: int, num_steps: int, config: SFTConfig) -> float:
+    """Share of the peak learning rate at `step`, counted from 1."""
+    warmup = round(config.warmup * num_steps)
+    if step <= warmup:
+        return step / warmup
+    done = (step - warmup - 1) / max(1, num_steps - warmup)  # from 0 to almost 1
+    if config.schedule not in ("cosine", "linear", "constant"):
+        raise CourseError(
+            f"The schedule is {config.schedule!r}; expected 'cosine', 'linear' or 'constant'."
+        )
+    shapes = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}
+    return shapes[config.schedule]
+
+
+@contextlib.contextmanager
+def _training(model, config: SFTConfig):
+    """Train mode, with activations recomputed if asked; the model comes back as it was."""
+    was_training = model.training
+    model.train()
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+        model.train(was_training)
+
+
+@torch.no_grad()
+def _restore(weights: list[torch.Tensor], good: list[torch.Tensor] | None) -> None:
+    for weight, value in zip(weights, good or weights, strict=True):
+        weight.copy_(value)
+        weight.grad = None
+
+
+def _to(batch: dict[str, torch.Tensor], model) -> dict[str, torch.Tensor]:
+    return {key: tensor.to(model.device, non_blocking=True) for key, tensor in batch.items()}

@@ -1,0 +1,164 @@
+"""Trained models that notebooks share, made on demand and kept under `build/cache`; their answers.
+
+What decides a model enters the key of its cache entry: the base model's weights, the rows, every
+setting, and the code that trains. So two notebooks that ask for the same model train it once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from course_lib import ROOT
+from course_lib.cache import stage, write_text
+
+if TYPE_CHECKING:
+    from course_lib.profiles import Course
+    from course_lib.sft import SFTConfig
+
+NUM_EXAMPLES = 1200  # demonstrations of the course's standard instruct model
+SMALL, LARGE = 50e6, 500e6  # parameters: below, a higher learning rate; above, LoRA
+HISTORY = "history.json"
+
+
+def instruct_model(
+    course: Course,
+    role: str = "base",
+    num_examples: int = NUM_EXAMPLES,
+    seed: int = 0,
+    *,
+    own: bool = True,
+    progress: Callable[[int], Callable[[dict], None]] | None = None,
+    **changes: Any,
+) -> str:
+    """The folder (or hub id) of an instruct model made from the model in `role`.
+
+    Args:
+        role: a role of the profile, or a model itself, such as one of `course.models("early")`.
+        num_examples: demonstrations, `instruction_rows(course, num_examples, seed=seed)`.
+        own: whether the profile's own instruct model, where it has one, is taken for role "base".
+        progress: called with the number of steps if training is needed; what it returns, such as a
+            `report.LiveCurve`, is called with the row of each step.
+        changes: fields of `SFTConfig` that differ from `sft_config`.
+    """
+    if own and role == "base" and "instruct" in course.profile.models:
+        return course.model("instruct")
+    from course_lib import chat, losses, sft, sources
+    from course_lib.world import instructions
+
+    base = course.model(role) if role in course.profile.models else role
+    revision = course.profile.revisions.get(base)
+    config = sft_config(course, base, seed=seed, **changes)
+    entry = stage(
+        "instruct-" + Path(base).name.lower(),
+        {"config": asdict(config), "num_examples": num_examples, "seed": seed, "rev": revision}
+        | {"data": course.profile.data["instructions"], "dtype": course.dtype},
+        lambda folder: _train(course, base, revision, num_examples, config, folder, progress),
+        code=[sft, chat, losses, sources, instructions, _train],
+        inputs=[base, ROOT / "data" / "world"],
+    )
+    return str(entry)
+
+
+def sft_config(course: Course, base: str, **changes: Any) -> SFTConfig:
+    """The course's settings of supervised fine-tuning for a model of that size."""
+    from course_lib.machine import bf16_pays
+    from course_lib.sft import SFTConfig
+
+    size = parameters_of(course, base)
+    settings: dict[str, Any] = {
+        "learning_rate": 1e-3 if size < SMALL else 5e-5 if size < LARGE else 2e-4,
+        "num_epochs": 2 if size < SMALL else 1,
+        "max_length": course.context,
+        "dtype": "bfloat16" if course.device != "cpu" or bf16_pays() else "float32",
+        "gradient_checkpointing": size >= SMALL,
+    }
+    return SFTConfig(**settings | changes)
+
+
+def parameters_of(course: Course, base: str) -> int:
+    """Parameters of a model by its config alone: nothing is loaded, no memory is taken."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from course_lib.models import model_path, num_parameters
+
+    config = AutoConfig.from_pretrained(
+        model_path(base), revision=course.profile.revisions.get(base) or "main"
+    )
+    with torch.device("meta"):
+        return num_parameters(AutoModelForCausalLM.from_config(config))
+
+
+def training_history(folder: str) -> list[dict]:
+    """The steps of the training that made `folder`; empty where it was not trained here."""
+    path = Path(folder) / HISTORY
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def _train(
+    course: Course,
+    base: str,
+    revision: str | None,
+    num_examples: int,
+    config: SFTConfig,
+    folder: Path,
+    progress: Callable[[int], Callable[[dict], None]] | None,
+) -> None:
+    """Load, train on demonstrations, save model and history."""
+    from course_lib.chat import render_chat
+    from course_lib.models import add_lora, load_model, load_tokenizer, num_parameters, save_model
+    from course_lib.sft import train_sft
+    from course_lib.sources import instruction_rows
+
+    tokenizer = load_tokenizer(base, revision)
+    model = load_model(base, revision=revision, dtype=course.dtype, device=course.device)
+    if num_parameters(model) >= LARGE:
+        model = add_lora(model, r=16)  # the optimiser's state of all weights would not fit
+    rows = instruction_rows(course, num_examples, seed=config.seed)
+    rendered = [render_chat(tokenizer, row["messages"]) for row in rows]
+    rendered = [row for row in rendered if sum(row["completion_mask"][1 : config.max_length])]
+    step_rows = config.batch_size * config.gradient_accumulation_steps
+    steps = config.num_steps or max(1, round(config.num_epochs * len(rendered) / step_rows))
+    history = train_sft(model, rendered, config, progress=progress(steps) if progress else None)
+    save_model(model, tokenizer, folder)
+    write_text(folder / HISTORY, json.dumps([dict(row) for row in history]))
+
+
+@dataclass
+class Answers:
+    """What a model wrote to n rows of prompts, and what it is worth."""
+
+    texts: list[str]
+    scores: np.ndarray  # (n,) about 0 to 10, from `sources.scorer`
+    is_answer: np.ndarray | None  # (n,) 0 or 1, by the judge; None where the truth is not known
+
+
+def answer_rows(
+    course: Course,
+    model: Any,
+    tokenizer: Any,
+    rows: list[dict],
+    *,
+    chat: bool = True,
+    **sampling: Any,
+) -> Answers:
+    """Let the model answer the rows' prompts, or continue them as raw text (`chat=False`)."""
+    from course_lib.chat import ask, complete
+    from course_lib.sources import scorer
+    from course_lib.world.judge import is_answer
+
+    batch = {"batch_size": course.profile.batch["generate"]}
+    write = ask if chat else complete
+    texts = write(model, tokenizer, [row["prompt"] for row in rows], **batch | sampling)
+    right = None
+    if course.truth_known:
+        right = np.array(
+            [float(is_answer(row, text)) for row, text in zip(rows, texts, strict=True)]
+        )
+    return Answers(texts, scorer(course)(rows, texts), right)

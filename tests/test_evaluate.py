@@ -1,0 +1,106 @@
+"""Multiple choice, matches, verdicts, win rates and pass@k, against counting by hand."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny
+
+from course_lib import CourseError, evaluate
+from course_lib.evaluate import (
+    exact_match,
+    judge_answers,
+    multiple_choice,
+    pass_at_k,
+    solve_problems,
+    win_rate,
+    wins,
+)
+from course_lib.world.exam import dev_items, exam_items, render_prompt
+from course_lib.world.instructions import demonstrations
+from course_lib.world.problems import problem_set
+
+
+@pytest.mark.parametrize("shots", [0, 1])
+def test_multiple_choice_by_hand(shots):
+    model, tokenizer = tiny()
+    model.config.max_position_embeddings = 2048
+    items = exam_items(12, seed=0)
+    result = multiple_choice(model, tokenizer, items, shots=shots)
+    letters = [tokenizer(f"Answer: {x}")["input_ids"][-1] for x in "ABCD"]
+    for i, item in enumerate(items):
+        prompt = render_prompt(item, dev_items(item["subject"])[:shots])
+        ids = tokenizer(prompt)["input_ids"]
+        ids += tokenizer("Answer: A")["input_ids"][len(tokenizer("Answer:")["input_ids"]) : -1]
+        with torch.no_grad():
+            probs = model(torch.tensor([ids])).logits[0, -1, letters].softmax(-1)
+        assert result.letter_probs[i] == pytest.approx(probs.numpy(), abs=1e-4)
+        assert result.predicted[i] == probs.argmax()
+    assert result.accuracy == np.mean(result.predicted == [item["answer"] for item in items])
+    assert result.letter_shares.sum() == pytest.approx(1) and len(result.letters) == 12
+
+
+def test_worked_examples_are_dropped_where_the_context_is_short():
+    model, tokenizer = tiny()
+    items = exam_items(4, seed=0)
+    assert multiple_choice(model, tokenizer, items, shots=5).letter_probs.shape == (4, 4)
+
+
+def test_letter_bias_is_taken_out():
+    """A model that knows every answer but loves B is right once its love is divided out."""
+    answers = np.arange(40) % 4
+    probs = np.full((40, 4), 0.1) + 0.2 * (np.arange(4) == answers[:, None])
+    probs[:, 1] *= 6
+    probs /= probs.sum(1, keepdims=True)
+    result = evaluate.MCResult(probs.argmax(1) == answers, probs.argmax(1), probs, answers)
+    assert result.accuracy == 0.25 and result.letter_shares.tolist() == [0, 1, 0, 0]
+    assert result.prior_corrected.all()
+
+
+def test_exact_match():
+    assert exact_match([" 17. ", "Paris", "18"], [17, "paris", 17]).tolist() == [True, True, False]
+
+
+def test_wins_count_ties_half_and_mirror():
+    a, b = [1.0, 2.0, 3.0, 3.0], [2.0, 2.0, 1.0, 0.0]
+    assert wins(a, b).tolist() == [0, 0.5, 1, 1] and win_rate(a, b) == 0.625
+    assert win_rate(a, b) + win_rate(b, a) == 1
+
+
+def test_pass_at_k_equals_all_subsets():
+    rng = np.random.default_rng(0)
+    correct = rng.random((5, 6)) < 0.3
+    for k in range(1, 7):
+        by_hand = [
+            np.mean([row[list(chosen)].any() for chosen in combinations(range(6), k)])
+            for row in correct
+        ]
+        assert pass_at_k(correct, k) == pytest.approx(np.mean(by_hand))
+        assert pass_at_k(correct[0], k) == pytest.approx(by_hand[0])
+    assert pass_at_k(correct, 1) == pytest.approx(correct.mean())
+    with pytest.raises(CourseError, match="k=7"):
+        pass_at_k(correct, 7)
+
+
+def test_problems_are_solved_by_whoever_writes_the_answer(monkeypatch):
+    problems = problem_set(3, seed=0, num_steps=2, split="test")
+
+    def fake(model, tokenizer, texts, *, num_generations, **_):
+        assert all(text.startswith("Problem: ") and text.endswith("Solution:") for text in texts)
+        right = [f" The answer is {problem.answer}." for problem in problems]
+        return [text for r in right for text in (r, " The answer is 0.")][: 3 * num_generations]
+
+    monkeypatch.setattr(evaluate, "complete", fake)
+    correct = solve_problems(None, None, problems, num_generations=2)
+    assert correct.shape == (3, 2) and correct[:, 0].all() and not correct[:, 1].any()
+
+
+def test_judged_answers_keep_their_rows():
+    model, tokenizer = tiny()
+    rows = demonstrations(3, seed=0)
+    judged = judge_answers(
+        model, tokenizer, rows, num_generations=2, max_new_tokens=5, seed=0, temperature=1.0
+    )
+    assert [j.row["prompt"] for j in judged] == [r["prompt"] for r in rows for _ in range(2)]
+    assert all(isinstance(j.score, float) for j in judged)

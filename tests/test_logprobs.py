@@ -1,0 +1,99 @@
+"""The one shift, padding on either side, and what the masks do."""
+
+import pytest
+import torch
+from tiny import CHAT, tiny
+
+from course_lib import logprobs as module
+from course_lib.chat import collate, render_chat
+from course_lib.logprobs import entropy, sequence_logps, shift_mask, token_logprobs
+from course_lib.losses import sft_loss
+
+KINDS = ["llama", "smollm2", "qwen3"]
+
+
+def make_batch(tokenizer, side="right"):
+    rows = [render_chat(tokenizer, CHAT), render_chat(tokenizer, CHAT[1:3])]
+    return rows, collate(rows, tokenizer.pad_token_id, side)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_plain_forward(kind):
+    model, tokenizer = tiny(kind)
+    ids = torch.tensor([render_chat(tokenizer, CHAT)["input_ids"]])
+    with torch.no_grad():
+        logits = model(ids).logits / 0.7
+        ours = token_logprobs(model, ids, temperature=0.7)
+    for t in range(ids.shape[1] - 1):  # by hand: the output at t scores the token at t + 1
+        expected = logits[0, t].log_softmax(-1)[ids[0, t + 1]]
+        assert abs(ours[0, t] - expected) < 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_left_and_right_padding_agree(kind):
+    model, tokenizer = tiny(kind)
+    sums = []
+    for side in ("right", "left"):
+        _, batch = make_batch(tokenizer, side)
+        mask = batch["completion_mask"]
+        with torch.no_grad():
+            logps = token_logprobs(model, batch["input_ids"], batch["attention_mask"], mask)
+        sums.append(sequence_logps(logps, shift_mask(mask)))
+    torch.testing.assert_close(*sums, atol=1e-4, rtol=1e-5)
+
+
+def test_mask_changes_nothing_but_zeros_elsewhere():
+    model, tokenizer = tiny()
+    _, batch = make_batch(tokenizer)
+    mask = batch["completion_mask"]
+    with torch.no_grad():
+        whole = token_logprobs(model, batch["input_ids"])
+        part = token_logprobs(model, batch["input_ids"], mask=mask)
+    wanted = shift_mask(mask)
+    torch.testing.assert_close(part[wanted], whole[wanted])
+    assert (part[~wanted] == 0).all()
+
+
+def test_masked_tokens_get_no_gradient_and_the_end_of_turn_does():
+    model, tokenizer = tiny()
+    rows, batch = make_batch(tokenizer)
+    logprobs = token_logprobs(model, batch["input_ids"])
+    logprobs.retain_grad()
+    loss, _ = sft_loss(logprobs, shift_mask(batch["completion_mask"]))
+    loss.backward()
+    learned = shift_mask(batch["completion_mask"])
+    assert (logprobs.grad[~learned] == 0).all() and (logprobs.grad[learned] != 0).all()
+    ends = (batch["input_ids"] == tokenizer.convert_tokens_to_ids("<|im_end|>"))[:, 1:]
+    assert ends[learned].any() and (logprobs.grad[ends & learned] != 0).all()
+    pads = batch["attention_mask"][:, 1:] == 0
+    assert pads.any() and (logprobs.grad[pads] == 0).all()
+
+
+def test_blocks_of_logits_give_the_same_values_and_gradients(monkeypatch):
+    model, tokenizer = tiny()
+    _, batch = make_batch(tokenizer)
+    grads = []
+    for limit in (2**28, 7 * model.config.vocab_size):
+        monkeypatch.setattr(module, "MAX_LOGITS", limit)
+        model.zero_grad()
+        loss = token_logprobs(model, batch["input_ids"], mask=batch["completion_mask"]).sum()
+        loss.backward()
+        grads.append((loss.detach(), model.model.layers[0].mlp.up_proj.weight.grad.clone()))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-4)
+
+
+def test_sft_loss_by_hand():
+    logprobs = torch.tensor([[-1.0, -2.0, -float("inf")], [-4.0, -8.0, -16.0]])
+    mask = torch.tensor([[1, 1, 0], [0, 0, 1]])
+    loss, metrics = sft_loss(logprobs, mask)
+    assert loss.item() == pytest.approx(19 / 3) and metrics["num_tokens"] == 3
+    part, metrics = sft_loss(logprobs[:1], mask[:1], num_items=3)
+    assert part.item() == pytest.approx(1.0) and metrics["loss"].item() == pytest.approx(1.5)
+    assert sft_loss(logprobs, mask * 0)[0] == 0
+
+
+def test_entropy_of_known_distributions():
+    uniform = torch.zeros(2, 8)
+    assert entropy(uniform).tolist() == pytest.approx([2.0794415] * 2)
+    assert entropy(torch.tensor([100.0, 0.0])).item() == pytest.approx(0.0, abs=1e-6)

@@ -1,0 +1,330 @@
+"""The runner, on stub notebooks: checks first, resumes, locks, fails in a few lines, sums up."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from course_lib import CourseError, run, summary
+from course_lib.execute import stop_all
+from course_lib.notebooks import find_notebooks
+from course_lib.run import load_outcome, make_plan, only_one, run_plan
+from course_lib.summary import outside_band, refuted_claims, write_report
+
+PARAMETERS = 'PROFILE = "pocket"\nEFFORT = "live"\nSEED = 0\nEXAMPLES = 8\nRATE = 0.1'
+SETUP = (
+    "from course_lib.profiles import setup\n"
+    'course = setup(PROFILE, EFFORT, SEED, notebook="{number}",'
+    " examples=(EXAMPLES, 4, 64), rate=(RATE, 0.0, 1.0))"
+)
+CLAIM = (
+    "from course_lib.claims import claim\n"
+    'claim(course, "{number}.1", "more is more", source="slide 1", measure="share",'
+    ' interval=(RATE * 5, RATE * 4, RATE * 6), target=">= 0.2")\n'
+    'course.results.add("1.1", "base", EXAMPLES, SEED, "share", RATE * 5)'
+)
+
+
+class Quiet:
+    """A progress that keeps what it was told."""
+
+    def __init__(self):
+        self.said = []
+
+    def reused(self, notebook, outcome):
+        self.said.append(("reused", notebook.number))
+
+    def begin(self, notebook):
+        self.said.append(("begin", notebook.number))
+
+    def cell(self, notebook, at, total):
+        self.said.append(("cell", notebook.number, at, total))
+
+    def end(self, notebook, outcome):
+        self.said.append(("end", notebook.number))
+
+    def tick(self):
+        pass
+
+
+def write_stub(folder: Path, number: str, *more: str, plain: bool = False) -> Path:
+    """A stub notebook; `plain` leaves out the library, so that its kernel starts faster."""
+    cells = [new_markdown_cell(f"# What is {number}?\n\n2 min")]
+    cells.append(new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}))
+    if not plain:
+        cells.append(new_code_cell(SETUP.format(number=number)))
+    cells.append(new_markdown_cell("## Train"))
+    cells += [new_code_cell(source) for source in more]
+    if not plain:
+        cells.append(new_code_cell("course.finish()"))
+    path = folder / f"{number}_stub.ipynb"
+    nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setenv("COURSE_NOTEBOOKS", str(tmp_path / "notebooks"))
+    monkeypatch.setenv("COURSE_BUILD", str(tmp_path / "build"))
+    monkeypatch.setenv("COURSE_FIGURES", str(tmp_path / "figures"))
+    monkeypatch.delenv("COURSE_SET", raising=False)
+    return tmp_path / "notebooks"
+
+
+def test_notebooks_are_read_without_running(folders):
+    write_stub(folders, "01", CLAIM.format(number="1"))
+    (notebook,) = find_notebooks(["1"])
+    assert (notebook.number, notebook.title, notebook.minutes) == ("01", "What is 01?", "2 min")
+    assert notebook.parameters["EXAMPLES"] == 8 and notebook.limits["RATE"] == (0.0, 1.0)
+    with pytest.raises(CourseError, match=r"no notebook '07'.*01"):
+        find_notebooks(["07"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"settings": {"EXAMPELS": 8}}, "'EXAMPELS' is unknown.*mean 'EXAMPLES'.*RATE"),
+        ({"settings": {"EXAMPLES": 100}}, "EXAMPLES is 100; expected a value from 4 to 64"),
+        ({"settings": {"EXAMPLES": "many"}}, "EXAMPLES is 'many'; expected a whole number"),
+        ({"settings": {"EXAMPLES": 8.5}}, "EXAMPLES is 8.5; expected a whole number"),
+        ({"settings": {"base_modle": "x"}}, "unknown.*mean 'base_model'"),
+        ({"settings": {"base_model": "/no/folder"}}, "'/no/folder', which is no folder"),
+        ({"settings": {"seed": 1}}, "use --seed 1"),
+        ({"profile": "pocked"}, "'pocked'.*mean 'pocket'"),
+        ({"effort": "ful"}, "'ful'.*mean 'full'"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"jobs": 0}, "--jobs is 0"),
+        ({"numbers": ["02"]}, "no notebook '02'"),
+    ],
+)
+def test_everything_is_checked_before_anything_runs(folders, arguments, words):
+    write_stub(folders, "01", "1 / 0")
+    with pytest.raises(CourseError, match=words) as error:
+        make_plan(**arguments)
+    assert "\n" not in str(error.value)
+    assert not os.path.exists(os.environ["COURSE_BUILD"])
+
+
+def test_runs_resumes_and_sums_up(folders, monkeypatch, tmp_path):
+    write_stub(folders, "01", CLAIM.format(number="1"))
+    plan = make_plan(settings={"examples": 16})
+    progress = Quiet()
+    (outcome,) = run_plan(plan, progress)
+    assert not outcome.error and outcome.peak_memory_gb > 0.05
+    assert [c["id"] for c in outcome.claims] == ["1.1"] and outcome.claims[0]["holds"] is True
+    assert ("cell", "01", 0, 7) in progress.said  # papermill adds a cell with the parameters
+    executed = nbformat.read(plan.folder / "01_stub.ipynb", 4)
+    assert "EXAMPLES = 16" in executed.cells[2].source
+    assert "more is more" in str(executed.cells[-1].outputs)
+
+    again = Quiet()
+    (second,) = run_plan(plan, again)
+    assert second.reused and again.said == [("reused", "01")] and second.claims == outcome.claims
+    # Another parameter, another source or another library is another run.
+    assert load_outcome(make_plan(settings={"examples": 32}), plan.notebooks[0]) is None
+    monkeypatch.setattr(run, "code_hash", lambda: "other")
+    assert load_outcome(plan, plan.notebooks[0]) is None
+    monkeypatch.undo()
+
+    monkeypatch.setenv("COURSE_BUILD", str(tmp_path / "build"))
+    page = write_report(plan, [outcome], ["1.1 base is outside"]).read_text(encoding="utf-8")
+    for words in ("more is more", "What is 01?", "1.1 base is outside", "EXAMPLES = 16"):
+        assert words in page
+    assert "http" not in page and "notebooks/pocket-live/01_stub.html" in page
+    assert (plan.folder / "01_stub.html").exists()
+
+
+def test_failure_names_notebook_heading_and_error(folders):
+    write_stub(folders, "01", "x = 1", "raise ValueError('the loss is nan')", plain=True)
+    write_stub(folders, "02", "print('fine')", plain=True)
+    plan = make_plan()
+    failed, fine = run_plan(plan, Quiet())
+    for words in ("01_stub.ipynb", "“Train”", "ValueError: the loss is nan", "same command"):
+        assert words in failed.error
+    assert len(failed.error.splitlines()) <= 5
+    assert (plan.folder / "01_stub.failed.ipynb").exists()
+    assert not (plan.folder / "01_stub.ipynb").exists()
+    assert not fine.error
+    # Once mended, only what failed runs again.
+    write_stub(folders, "01", "x = 1", plain=True)
+    progress = Quiet()
+    outcomes = run_plan(make_plan(), progress)
+    assert [o.error for o in outcomes] == ["", ""] and [o.reused for o in outcomes] == [False, True]
+    assert not (plan.folder / "01_stub.failed.ipynb").exists()
+
+
+def test_kernel_that_is_killed_says_memory(folders):
+    write_stub(folders, "01", "import os; os._exit(137)", plain=True)
+    (outcome,) = run_plan(make_plan(), Quiet())
+    assert "memory ran out" in outcome.error
+
+
+def test_interrupt_ends_kernels_and_keeps_finished_notebooks(folders, monkeypatch):
+    write_stub(folders, "01", "x = 1", plain=True)
+    write_stub(folders, "02", "import time; time.sleep(60)", plain=True)
+
+    class Impatient(Quiet):
+        def tick(self):
+            if ("cell", "02", 4, 5) in self.said:
+                raise KeyboardInterrupt
+
+    start = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(make_plan(), Impatient())
+    assert time.perf_counter() - start < 30
+    one, two = make_plan().notebooks
+    assert load_outcome(make_plan(), one) and load_outcome(make_plan(), two) is None
+    assert not list(make_plan().folder.glob("*.part*"))
+    stop_all()  # with nothing running it does nothing
+
+
+def test_two_jobs_run_at_once_and_share_the_cores(folders, tmp_path):
+    wait = (
+        "import os, time; from pathlib import Path\n"
+        f"here, there = Path({str(tmp_path)!r}) / 'a{{}}', Path({str(tmp_path)!r}) / 'a{{}}'\n"
+        "here.touch()\n"
+        "while not there.exists(): time.sleep(0.05)\n"
+        "assert os.environ['OMP_WAIT_POLICY'] == 'PASSIVE', os.environ['OMP_NUM_THREADS']"
+    )
+    write_stub(folders, "01", wait.format(1, 2), plain=True)
+    write_stub(folders, "02", wait.format(2, 1), plain=True)
+    assert [o.error for o in run_plan(make_plan(jobs=2), Quiet())] == ["", ""]
+
+
+def test_second_run_says_that_there_is_one(tmp_path):
+    begun, over = threading.Event(), threading.Event()
+
+    def first():
+        with only_one(tmp_path / "out"):
+            begun.set()
+            over.wait(10)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    begun.wait(10)
+    try:
+        with (
+            pytest.raises(CourseError, match=f"Another.*process {os.getpid()}.*wait"),
+            only_one(tmp_path / "out"),
+        ):
+            pass
+    finally:
+        over.set()
+        thread.join()
+    with only_one(tmp_path / "out"):
+        pass
+
+
+def committed_claim(**changes):
+    row = {
+        "id": "1.1",
+        "statement": "more is more",
+        "source": "slide 1",
+        "measure": "share",
+        "effect": 0.5,
+        "low": 0.4,
+        "high": 0.6,
+        "target": ">= 0.2",
+        "holds": True,
+        "profile": "pocket",
+        "effort": "live",
+        "seeds": [0],
+        "notebook": "01",
+    }
+    return row | changes
+
+
+def test_refuted_claim_and_value_outside_its_band(folders, tmp_path, monkeypatch):
+    write_stub(folders, "01", "1", plain=True)
+    results = tmp_path / "data" / "results"
+    results.mkdir(parents=True)
+    rows = [committed_claim(share=1.0)]
+    (results / "claims_live.json").write_text(json.dumps(rows), encoding="utf-8")
+    head = "notebook,claim,condition,x,seed,measure,value\n"
+    lines = [f"01,1.1,base,8,{100 + i},share,{0.5 + 0.001 * i}\n" for i in range(10)]
+    (results / "01_live.csv").write_text(head + "".join(lines), encoding="utf-8")
+    own = tmp_path / "build" / "results"
+    own.mkdir(parents=True)
+    text = head + "01,1.1,base,8,0,share,0.9\n01,1.1,new,8,0,share,0.9\n"
+    (own / "01_live.csv").write_text(text, encoding="utf-8")
+    for module in (summary, sys.modules["course_lib.results"]):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    outcome = run.Outcome("01", claims=[committed_claim(effect=0.1, high=0.15, holds=False)])
+    plan = make_plan()
+    assert [c.id for c in refuted_claims(plan, [outcome])] == ["1.1"]
+    (line,) = outside_band(plan, [outcome])
+    assert "base" in line and "0.900" in line
+    outcome.claims[0]["holds"] = None  # undecided refutes nothing
+    assert refuted_claims(plan, [outcome]) == []
+    # Other parameters are another experiment: nothing to hold it against.
+    changed = make_plan(settings={"examples": 16})
+    assert refuted_claims(changed, [outcome]) == outside_band(changed, [outcome]) == []
+
+
+def test_pocket_notebook_cannot_reach_the_network(folders):
+    code = "import urllib.request\nurllib.request.urlopen('http://192.0.2.1')"
+    write_stub(folders, "01", code)
+    (outcome,) = run_plan(make_plan(), Quiet())
+    assert "opens no network connection" in outcome.error
+
+
+def test_model_folder_reaches_the_notebook(folders, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (model / name).write_text("{}", encoding="utf-8")
+    write_stub(folders, "01", f"assert course.model() == {str(model.resolve())!r}")
+    plan = make_plan(settings={"base_model": str(model)})
+    assert [o.error for o in run_plan(plan, Quiet())] == [""]
+
+
+def test_reference_runs_are_collected_and_figures_redrawn(folders, tmp_path, monkeypatch):
+    from course_lib import reference
+
+    source = CLAIM.format(number="1").replace("RATE * 5)", "RATE * 5 + SEED / 1000)")
+    path = write_stub(folders, "01", source)
+    monkeypatch.setattr(reference, "ROOT", tmp_path)
+    said = []
+    written = reference.make_reference(["01"], "live", 2, said.append)
+    assert {p.name for p in written} == {"01_live.csv", "01_live.json", "claims_live.json"}
+    results = tmp_path / "data" / "results"
+    table = (results / "01_live.csv").read_text(encoding="utf-8").splitlines()
+    assert table[1:] == ["01,1.1,base,8,101,share,0.601", "01,1.1,base,8,102,share,0.602"]
+    note = json.loads((results / "01_live.json").read_text(encoding="utf-8"))
+    assert note["seeds"] == [101, 102] and note["seconds"] > 0 and note["machine"]["torch"]
+    (claim,) = json.loads((results / "claims_live.json").read_text(encoding="utf-8"))
+    assert claim["share"] == 1.0 and claim["holds"] is True
+    reference.make_reference(["01"], "live", 2, said.append)
+    assert sum("done before" in line for line in said) == 2
+
+    nb = nbformat.read(path, 4)
+    nb.cells.append(new_code_cell("raise ValueError('training in a replay')"))
+    drawn = f"from pathlib import Path; Path({str(tmp_path)!r}, 'drawn').touch()"
+    nb.cells.append(new_code_cell(drawn, metadata={"tags": ["figure"]}))
+    nbformat.write(nb, path)
+    reference.redraw(find_notebooks()[0], said.append)
+    assert (tmp_path / "drawn").exists() and "1 figure cells" in said[-1]
+
+
+def test_command_ends_with_the_report(folders, tmp_path):
+    write_stub(folders, "01", CLAIM.format(number="1"))
+    command = [sys.executable, "-m", "course_lib.cli", "run", "--set", "rate=0.2"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, encoding="utf-8", cwd=tmp_path, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for words in ("more is more", "holds", "GB", "report.html"):
+        assert words in done.stdout
+    wrong = subprocess.run(
+        [*command[:-1], "rat=0.2"], capture_output=True, text=True, encoding="utf-8", cwd=tmp_path
+    )
+    assert wrong.returncode == 2 and "did you mean 'RATE'" in wrong.stderr
+    assert "Traceback" not in wrong.stderr

@@ -1,0 +1,268 @@
+"""SFT: the loss is TRL's, masks decide what is learned, and nothing depends on how it is batched."""
+
+import math
+import random
+
+import pytest
+import torch
+from tiny import CHAT, tiny, tiny_folder
+
+from course_lib import CourseError
+from course_lib.chat import collate, render_chat
+from course_lib.models import add_lora, load_model, num_parameters
+from course_lib.sft import (
+    SFTConfig,
+    _schedule,
+    document_losses,
+    evaluate_sft,
+    loss_on_documents,
+    sft_step,
+    train_sft,
+)
+
+
+def chat_rows(tokenizer, n=16):
+    rng = random.Random(0)
+    words = "moon rocket pens days euros answer problem question help".split()
+    rows = []
+    for _ in range(n):
+        question, answer = (" ".join(rng.choices(words, k=rng.randint(1, 9))) for _ in "qa")
+        messages = [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+        rows.append(render_chat(tokenizer, messages + CHAT[1:] * rng.randint(0, 1)))
+    return rows
+
+
+def config(**more):
+    return SFTConfig(**{"learning_rate": 3e-3, "batch_size": 4, "num_steps": 6, "warmup": 0} | more)
+
+
+def gradients(model):
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def weights(model):
+    return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+def test_loss_and_gradients_are_those_of_trl(tmp_path):
+    from datasets import Dataset
+    from trl import SFTConfig as TRLConfig
+    from trl import SFTTrainer
+
+    model, tokenizer = tiny()
+    rows = chat_rows(tokenizer, 4)
+    args = TRLConfig(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=4,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        completion_only_loss=True,
+        report_to=[],
+        train_sampling_strategy="sequential",
+        disable_tqdm=True,
+    )
+    trainer = SFTTrainer(
+        load_model(str(tiny_folder())),
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    theirs = trainer.compute_loss(trainer.model, batch)
+    theirs.backward()
+    ours, _ = sft_step(model, collate(rows, tokenizer.pad_token_id))
+    ours.backward()
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
+    other = gradients(trainer.model)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, other[name], atol=1e-5, rtol=1e-4)
+
+
+def test_batch_4_is_one_row_with_accumulation_4():
+    results = []
+    for more in ({"batch_size": 4}, {"batch_size": 1, "gradient_accumulation_steps": 4}):
+        model, tokenizer = tiny()
+        history = train_sft(model, chat_rows(tokenizer), config(**more))
+        results.append((history.column("loss"), weights(model)))
+    (losses, whole), (losses_4, parts) = results
+    assert losses == pytest.approx(losses_4, abs=1e-5)
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], atol=2e-4, rtol=1e-3)
+
+
+def test_same_seed_same_bits_and_other_seed_other_order():
+    runs = []
+    for seed in (0, 0, 1):
+        model, tokenizer = tiny()
+        history = train_sft(model, chat_rows(tokenizer), config(seed=seed))
+        runs.append((history.column("loss"), weights(model)))
+    assert runs[0][0] == runs[1][0] and runs[0][0] != runs[2][0]
+    assert all(torch.equal(runs[0][1][name], runs[1][1][name]) for name in runs[0][1])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_it_learns_and_reports(schedule):
+    model, tokenizer = tiny()
+    rows, seen = chat_rows(tokenizer), []
+    before = evaluate_sft(model, rows)
+    history = train_sft(
+        model, rows, config(num_steps=30, schedule=schedule, warmup=0.1), seen.append
+    )
+    after = evaluate_sft(model, rows)
+    assert after["loss"] < before["loss"] - 1 and seen == list(history)
+    assert after["perplexity"] == pytest.approx(math.exp(after["loss"]))
+    assert after["num_tokens"] == sum(sum(row["completion_mask"]) for row in rows)
+    assert history.last("loss", 3) < history[0]["loss"] and not model.training
+    assert list(history.frame()["step"]) == list(range(1, 31))
+
+
+def test_epochs_count_optimiser_steps():
+    model, tokenizer = tiny()
+    rows = chat_rows(tokenizer, 16)
+    more = {"num_steps": None, "num_epochs": 1.5, "gradient_accumulation_steps": 2}
+    assert len(train_sft(model, rows, config(**more))) == 3
+
+
+def test_prompt_tokens_are_learned_only_when_asked():
+    tokenizer = tiny()[1]
+    rows = chat_rows(tokenizer)
+    garbled = [
+        {
+            "input_ids": [i if m else 9 for i, m in zip(r["input_ids"], r["completion_mask"], strict=True)],
+            "completion_mask": r["completion_mask"],
+        }
+        for r in rows
+    ]
+    masked = evaluate_sft(tiny()[0], rows)
+    whole = evaluate_sft(tiny()[0], rows, mask_prompt=False)
+    assert whole["num_tokens"] == sum(len(row["input_ids"]) - 1 for row in rows)
+    assert masked["num_tokens"] < whole["num_tokens"]
+    # What is masked is read but not learned: other prompts change the loss only through the context.
+    assert evaluate_sft(tiny()[0], garbled)["num_tokens"] == masked["num_tokens"]
+
+
+def test_only_seen_ids_move_an_untied_output():
+    """With prompts masked, an id that is only in prompts gets no pull upwards as a next token."""
+    model, tokenizer = tiny()
+    row = {"input_ids": [10, 11, 12, 13, 2], "completion_mask": [0, 0, 0, 1, 1]}
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    loss, _ = sft_step(model, collate([row], tokenizer.pad_token_id))
+    loss.backward()
+    states = model.lm_head.weight.grad
+    # The gradient of an output row is sum over learned positions of (p - 1[target]) * hidden:
+    # steps of plain descent raise the targets' logits there, and lower everybody else's.
+    with torch.no_grad():
+        hidden = model.model(torch.tensor([row["input_ids"]])).last_hidden_state[0]
+        pull = -(hidden[2:4] @ states.T)  # at the two positions that predict 13 and 2
+    assert pull[0, 13] > 0 and pull[1, 2] > 0
+    assert pull[0, 11] < 0 and pull[0, tokenizer.pad_token_id] < 0
+
+
+def test_schedules():
+    cosine = [_schedule(s, 100, SFTConfig(warmup=0.1)) for s in range(1, 101)]
+    assert cosine[0] == pytest.approx(0.1) and cosine[9] == cosine[10] == 1.0
+    assert 0 < cosine[-1] < 0.001 and cosine[10:] == sorted(cosine[10:], reverse=True)
+    linear = [_schedule(s, 4, SFTConfig(warmup=0, schedule="linear")) for s in range(1, 5)]
+    assert linear == [1, 0.75, 0.5, 0.25]
+    with pytest.raises(CourseError, match="'cosin'"):
+        _schedule(50, 100, SFTConfig(schedule="cosin"))
+
+
+def test_non_finite_loss_stops_names_the_step_and_keeps_good_weights():
+    model, tokenizer = tiny()
+    rows = chat_rows(tokenizer)
+    start = evaluate_sft(model, rows)["loss"]
+    with pytest.raises(CourseError, match=r"at step [2-9]\d* .*learning_rate \(now 1e\+20\)"):
+        train_sft(model, rows, config(learning_rate=1e20, num_steps=30, schedule="constant"))
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert math.isfinite(evaluate_sft(model, rows)["loss"]) and math.isfinite(start)
+    assert not model.training
+
+
+def test_rows_without_anything_to_learn_are_an_error():
+    model, tokenizer = tiny()
+    with pytest.raises(CourseError, match="max_length=3"):
+        train_sft(model, chat_rows(tokenizer), config(max_length=3))
+
+
+def test_documents_by_hand():
+    model, tokenizer = tiny()
+    texts = ["The moon landing.", "Pens and days, 13 euros."]
+    sums, counts = document_losses(model, tokenizer, texts)
+    ids = torch.tensor([[0, *tokenizer(texts[0])["input_ids"], 0]])
+    with torch.no_grad():
+        expected = model(ids, labels=ids).loss.item()
+    assert sums[0] / counts[0] == pytest.approx(expected, abs=1e-5)
+    assert loss_on_documents(model, tokenizer, texts) == pytest.approx(sums.sum() / counts.sum())
+
+
+def test_bf16_autocast_and_checkpointing_learn_alike():
+    losses = {}
+    for name, more in {
+        "fp32": {},
+        "bf16": {"dtype": "bfloat16"},
+        "checkpointing": {"gradient_checkpointing": True},
+    }.items():
+        model, tokenizer = tiny()
+        losses[name] = train_sft(model, chat_rows(tokenizer), config(**more)).column("loss")
+        assert next(model.parameters()).dtype == torch.float32
+        assert not model.is_gradient_checkpointing
+    assert losses["checkpointing"] == pytest.approx(losses["fp32"], abs=1e-5)
+    assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.05)
+
+
+def test_lora_moves_only_its_own_weights():
+    model, tokenizer = tiny()
+    model = add_lora(model, r=2)
+    before = weights(model)
+    assert 0 < num_parameters(model, trainable=True) < 0.2 * num_parameters(model)
+    more = {"gradient_checkpointing": True, "learning_rate": 0.02, "num_steps": 20}
+    history = train_sft(model, chat_rows(tokenizer), config(**more))
+    assert history.last("loss", 3) < history[0]["loss"] - 0.3
+    for name, weight in weights(model).items():
+        assert torch.equal(weight, before[name]) == ("lora" not in name), name
+
+
+def test_qlora_gradients_after_an_evaluation_equal_those_before():
+    """bitsandbytes repacks 4-bit weights in eval mode on AVX512-BF16; gradients then go wrong."""
+    model = add_lora(load_model(str(tiny_folder()), quantize="nf4"), r=4)
+    tokenizer = tiny()[1]
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(std=0.1)  # zero at first: then lora_A would have no gradient
+    rows = chat_rows(tokenizer)
+    batch = collate(rows[:4], tokenizer.pad_token_id)
+
+    def grads():
+        model.train()
+        model.zero_grad()
+        sft_step(model, batch)[0].backward()
+        return gradients(model)
+
+    before = grads()
+    evaluate_sft(model, rows)
+    after = grads()
+    assert before.keys() == after.keys() and len(before) >= 14
+    for name in before:
+        assert before[name].abs().sum() > 0
+        torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=1e-4)
+    history = train_sft(model, rows, config(learning_rate=0.02, num_steps=20))
+    assert history.last("loss", 3) < history[0]["loss"] - 0.3
+
+
+def test_history():
+    from course_lib.history import History
+
+    history = History()
+    history.append(step=1, loss=2.0)
+    history.append({"step": 2}, loss=1.0)
+    history.append(step=3)
+    assert history.column("loss") == [2.0, 1.0] and history.last("loss") == 1.5
+    assert history.last("loss", k=1) == 1.0 and math.isnan(history.last("kl"))
+    assert history.frame().shape == (3, 2)
