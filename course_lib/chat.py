@@ -55,9 +55,7 @@ def stop_ids(tokenizer) -> list[int]:
     return sorted(ids - {None})
 
 
-def render_chat(
-    tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False
-) -> Row:
+def render_chat(tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False) -> Row:
     """A conversation as `input_ids` and `completion_mask`.
 
     Where the template marks what the assistant generates, those marks are used. Elsewhere the mask
@@ -108,9 +106,7 @@ def _answer_start(tokenizer, before: Sequence[Message], text: str) -> int:
 
 def render_prompt(tokenizer, prompt: str | Sequence[Message]) -> list[int]:
     """A user's text, or a conversation so far, as ids up to where the assistant begins."""
-    text = _template(
-        tokenizer, _as_messages(prompt), add_generation_prompt=True, tokenize=False
-    )
+    text = _template(tokenizer, _as_messages(prompt), add_generation_prompt=True, tokenize=False)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -134,12 +130,16 @@ def collate(
 
     `max_length` cuts rows at their end.
     """
-    rows = [{key: row[key][:max_length] for key in row if isinstance(row[key], list)} for row in rows]
+    rows = [
+        {key: row[key][:max_length] for key in row if isinstance(row[key], list)} for row in rows
+    ]
     longest = max(len(row["input_ids"]) for row in rows)
 
     def pad(key: str, value: int) -> torch.Tensor:
         fill = [[value] * (longest - len(row["input_ids"])) for row in rows]
-        parts = [(r[key], f) if side == "right" else (f, r[key]) for r, f in zip(rows, fill, strict=True)]
+        parts = [
+            (r[key], f) if side == "right" else (f, r[key]) for r, f in zip(rows, fill, strict=True)
+        ]
         return torch.tensor([list(a) + list(b) for a, b in parts])
 
     for row in rows:

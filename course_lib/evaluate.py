@@ -230,6 +230,8 @@ def pass_at_k(correct: np.ndarray, k: int) -> float:
     correct = np.atleast_2d(correct)
     tries = correct.shape[1]
     if not 1 <= k <= tries:
-        raise CourseError(f"pass_at_k was asked for k={k} with {tries} tries; expected 1 to {tries}.")
+        raise CourseError(
+            f"pass_at_k was asked for k={k} with {tries} tries; expected 1 to {tries}."
+        )
     wrong = tries - correct.sum(1)
     return float((1 - comb(wrong, k) / comb(tries, k)).mean())

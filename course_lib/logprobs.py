@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-MAX_LOGITS = 2**28  # numbers in one block of logits (1 GB in fp32); beyond it, blocks are recomputed
+MAX_LOGITS = (
+    2**28
+)  # numbers in one block of logits (1 GB in fp32); beyond it, blocks are recomputed
 
 
 def backbone_and_head(model: torch.nn.Module) -> tuple[torch.nn.Module, torch.nn.Module]:

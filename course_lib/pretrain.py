@@ -29,10 +29,11 @@ from course_lib import CourseError
 from course_lib.cache import build_dir
 from course_lib.machine import bf16_pays, describe, matmul_peak
 from course_lib.models import pocket_config, save_model, train_tokenizer
-from course_lib.world.documents import documents
+from course_lib.world.documents import ANNEAL, SHARES, documents
 from course_lib.world.instructions import demonstrations
 
 SHARD_ROWS = 2048  # rows of 512 tokens: about a million tokens a shard
+ANNEAL_SHARD = 9  # from this shard on (9.4M tokens), the mixture of the last part of training
 FOLDER = build_dir() / "pretrain"
 
 
@@ -81,7 +82,9 @@ def shard(tokenizer, index: int, seed: int = 0, rows: int = SHARD_ROWS) -> np.nd
     if path.exists():
         return np.load(path)
     context, end = 512, tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    stream, out = documents(seed * 1_000_003 + index), np.empty((rows, context), np.uint16)
+    shares = SHARES if index < ANNEAL_SHARD else ANNEAL
+    stream = documents(seed * 1_000_003 + index, shares)
+    out = np.empty((rows, context), np.uint16)
     for r in range(rows):
         row: list[int] = []
         while len(row) < context:

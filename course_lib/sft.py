@@ -160,13 +160,9 @@ def train_sft(
 def _backward(model, rows: list[Row], config: SFTConfig) -> tuple[float, int]:
     """Add the gradient of the rows' mean token loss; return that loss and the tokens read."""
     num_items = sum(sum(row["completion_mask"][1:]) for row in rows)
-    autocast = torch.autocast(
-        model.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"
-    )
+    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
     total = 0.0
-    groups = batches(
-        rows, batch_size=config.batch_size, tokens_per_batch=_forward_tokens(model)
-    )
+    groups = batches(rows, batch_size=config.batch_size, tokens_per_batch=_forward_tokens(model))
     for group in groups:
         batch = _to(collate([rows[i] for i in group], 0), model)
         with autocast:
@@ -224,12 +220,12 @@ def _training(model, config: SFTConfig):
     was_training = model.training
     model.train()
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     try:
         yield
     finally:
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_disable()
+            model.activation_checkpointing_disable()
         model.train(was_training)
 
 

@@ -7,6 +7,7 @@ setting, and the code that trains. So two notebooks that ask for the same model 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -162,3 +163,47 @@ def answer_rows(
             [float(is_answer(row, text)) for row, text in zip(rows, texts, strict=True)]
         )
     return Answers(texts, scorer(course)(rows, texts), right)
+
+
+def answer_by_seed(
+    course: Course, models: dict[int, tuple[Any, Any]], rows: list[dict], **options: Any
+) -> list[Answers]:
+    """`answer_rows` of each seed's (model, tokenizer), sampled with that seed."""
+    return [answer_rows(course, *pair, rows, seed=seed, **options) for seed, pair in models.items()]
+
+
+def answers_after_sft(
+    course: Course, model: str, rows: list[dict], num_examples: int, progress=None, **sampling: Any
+) -> list[Answers]:
+    """Each seed's answers after `instruct_model` has trained `model`, a name or a folder."""
+    from course_lib.models import load_model, load_tokenizer
+
+    found = []
+    for seed in course.seeds:
+        path = instruct_model(course, model, num_examples, seed, own=False, progress=progress)
+        pair = load_model(path, device=course.device), load_tokenizer(path)
+        found.append(answer_rows(course, *pair, rows, seed=seed, **sampling))
+    return found
+
+
+def fitting(model: Any, rows: list[dict], render: Callable[[dict], list[int]], spare: int = 32):
+    """The rows whose ids (`render(row)`) leave `spare` tokens of the model's context free."""
+    room = model.config.max_position_embeddings - spare
+    return [row for row in rows if len(render(row)) <= room]
+
+
+def pretraining_share(model: str) -> float:
+    """How much of its pretraining a model has behind it, by its name: 0.1 for `pocket/m-10`."""
+    end = re.search(r"-(\d+)$", model)
+    return int(end[1]) / 100 if end else 1.0
+
+
+def model_card(name: str) -> dict[str, Any]:
+    """The card of a shipped model (parameters, tokens and seconds of its pretraining, ...).
+
+    Empty where a model has none: nobody knows from a folder what its training took.
+    """
+    from course_lib.models import model_path
+
+    path = Path(model_path(name)) / "card.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

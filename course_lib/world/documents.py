@@ -17,7 +17,7 @@ import yaml
 
 from course_lib import ROOT, CourseError
 from course_lib.world import exam, problems
-from course_lib.world.topics import Topic, cap, load_topics
+from course_lib.world.topics import FRAMES, Topic, cap, load_topics
 
 SHARES = {
     "problems": 0.35,
@@ -27,6 +27,16 @@ SHARES = {
     "explainer": 0.10,
     "quiz": 0.10,
     "dialogue": 0.05,
+}
+ANNEAL = {  # the last part of pretraining, as large laboratories do: more of what tests ask for
+    "problems": 0.35,
+    "drill": 0.20,
+    "quiz": 0.15,
+    "forum": 0.12,
+    "article": 0.05,
+    "survey": 0.04,
+    "explainer": 0.05,
+    "dialogue": 0.04,
 }
 STYLES = {"answer": 0.40, "symbols": 0.20, "words": 0.20, "wait": 0.20}  # of problem documents
 SLIPS = 0.25  # problem documents with an uncorrected slip
@@ -477,6 +487,42 @@ def _quiz(rng: random.Random) -> str:
     return tell("q_title") + "\n\n" + "\n\n".join(parts)
 
 
+def _find_word(rng: random.Random) -> dict:
+    """An item that needs no knowledge: the question holds the word that stands at one letter."""
+    topics = rng.sample(_topic_list(), 4)
+    from_slots = rng.random() < 0.5
+    words = {rng.choice(rng.choice(t.facts).slot if from_slots else t.things) for t in topics}
+    while len(words) < 4:
+        words.add(rng.choice(rng.choice(_topic_list()).things))
+    choices = sorted(words)
+    rng.shuffle(choices)
+    answer = rng.randrange(4)
+    ask = rng.choice(
+        ("Which of these is {}?", "Find the words {}.", "Where does it say {}?", "Look for {}.")
+    )
+    return {"question": ask.format(choices[answer]), "choices": choices, "answer": answer}
+
+
+def _drill(rng: random.Random) -> str:
+    """A page of reading exercises in the quiz pages' format, from easy to hard.
+
+    Find a word among the options; read a sentence and choose what it says; answer from memory.
+    A model that has learned to look an option's letter up can show what it knows in an exam.
+    """
+    subject = rng.choice(_topic_list()).subject
+    text, words = exam.render_header(subject), 0
+    while words < 190:
+        kind = rng.choices(("find", "read", "know"), (4, 3, 3))[0]
+        topic = rng.choice(_same_subject(subject))
+        item = _find_word(rng) if kind == "find" else _quiz_item(rng, topic, rng.random() < 0.4)
+        told = ""
+        if kind == "read" and item["fact"] != exam.DEFINITION:
+            told = topic.facts[item["fact"]].sentence(rng.choice(FRAMES)) + "\n"
+        text += told + exam.render_item(item, with_answer=True)
+        words = len(text.split())
+    return text.rstrip()
+
+
 TO_19 = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
     *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen"),
@@ -564,6 +610,7 @@ MAKERS = {
     "explainer": _explainer,
     "quiz": _quiz,
     "dialogue": _dialogue,
+    "drill": _drill,
 }
 
 

@@ -16,7 +16,7 @@ FRAMES = ("says", "also", "simple")
 
 @dataclass(frozen=True)
 class Fact:
-    """One key fact: a question, three wordings (`FRAMES`) with a slot `{}`, and the slot's options."""
+    """One key fact: a question, three wordings (`FRAMES`) with a slot, and the slot's options."""
 
     topic: str
     index: int
@@ -38,7 +38,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic: a definition, an everyday comparison, a misconception, four facts, and small talk."""
+    """A topic: definition, everyday comparison, misconception, four facts, and small talk."""
 
     id: str
     subject: str
