@@ -6,6 +6,7 @@ and how often a raw request is answered at all.
 """
 
 import json
+import os
 from itertools import islice
 from pathlib import Path
 
@@ -199,6 +200,7 @@ def draw_abilities():
     from course_lib.profiles import setup
     from course_lib.report import save_figure, series, subplots
 
+    os.environ["COURSE_REPLAY"] = "1"  # drawn from what is committed, so it belongs to figures/
     course = setup("pocket", notebook="00")
     frame = pd.read_csv(MODELS / "pretraining.csv")
     fig, axes = subplots(2, 3, figsize=(10, 5.6), sharex=True)

@@ -99,6 +99,7 @@ def figures(
     ] = None,
 ) -> None:
     """Redraw all figures from the committed results, in seconds and without training."""
+    from course_lib.abilities import draw_abilities
     from course_lib.notebooks import find_notebooks
     from course_lib.reference import redraw
     from course_lib.run import make_plan
@@ -107,6 +108,9 @@ def figures(
         raise typer.Exit(_run(make_plan(notebooks, effort=effort), fresh=True))
     for notebook in find_notebooks(notebooks):
         redraw(notebook, typer.echo)
+    if not notebooks:
+        draw_abilities()
+        typer.echo("00_pocket_models: drawn from data/models/pretraining.csv")
 
 
 @app.command()

@@ -33,8 +33,6 @@ def run_reference(notebook: Notebook, effort: str, seed: int, say=print) -> Path
         say(f"{notebook.path.stem} {effort} seed {seed}: done before")
         return folder
     env = {"COURSE_BUILD": str(folder), "COURSE_CACHE": str(cache_dir())}
-    if effort == "live":  # a live reference run draws no figure that anyone keeps
-        env["COURSE_FIGURES"] = str(folder / "figures")
     (folder / "claims.json").unlink(missing_ok=True)
     target = folder / notebook.path.name
     execute(notebook.path, target, kernel_parameters(plan, notebook), kernel_env(plan) | env)

@@ -165,8 +165,8 @@ def save_figure(
     """Write `name`.png, .svg and .json and show the figure in the notebook.
 
     The JSON holds what is behind the figure: data, seeds, parameters, versions. Saving twice gives
-    the same bytes. figures/ belongs to the pocket profile with its own models and seed 0; other
-    runs write to build/figures/<profile>, so that they leave the committed figures alone.
+    the same bytes. figures/ holds what `course figures` draws from committed results; any other run
+    writes to build/figures/<profile>, so that it leaves the checkout as it is.
 
     Args:
         name: like "01_answers": the notebook, then words in lower case.
@@ -181,8 +181,8 @@ def save_figure(
             "and an alt text."
         )
     profile = profile_name(course)
-    own = profile == "pocket" and course.seed == 0 and not os.environ.get("COURSE_SET")
-    folder = figures_dir() if own else build_dir() / "figures" / profile
+    replay = os.environ.get("COURSE_REPLAY") == "1"
+    folder = figures_dir() if replay else build_dir() / "figures" / profile
     about = {"Title": caption, "Description": alt}
     with plt.rc_context(_style()):
         png, svg = io.BytesIO(), io.BytesIO()

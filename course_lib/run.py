@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from course_lib import ROOT, CourseError, check_checkout
-from course_lib.cache import build_dir, figures_dir, file_hash, write_text
+from course_lib.cache import build_dir, file_hash, write_text
 from course_lib.checks import check_choice, check_value
 from course_lib.execute import execute, stop_all
 from course_lib.notebooks import Notebook, find_notebooks, split_settings
@@ -216,8 +216,8 @@ def forget_claims(plan: Plan, notebook: Notebook) -> None:
 
 def figures_since(plan: Plan, notebook: Notebook, began: float) -> list[Path]:
     """Figures of this notebook that were written since `began` (seconds since the epoch)."""
-    folders = (figures_dir(), build_dir() / "figures" / plan.profile)
-    found = [p for folder in folders for p in sorted(folder.glob(f"{notebook.number}_*.png"))]
+    folder = build_dir() / "figures" / plan.profile
+    found = sorted(folder.glob(f"{notebook.number}_*.png"))
     return [p for p in found if p.stat().st_mtime >= began - 2]  # coarse clocks of file systems
 
 

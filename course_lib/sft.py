@@ -71,6 +71,13 @@ def evaluate_sft(
     return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "num_tokens": int(counts.sum())}
 
 
+def completion_losses(
+    model: torch.nn.Module, rows: Sequence[Row], max_length: int = 512
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's summed loss in nats over its completion tokens, and their number, both (n,)."""
+    return _row_losses(model, _prepare(rows, True, max_length))
+
+
 def document_losses(
     model: torch.nn.Module, tokenizer, texts: Sequence[str], max_length: int = 512
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -58,6 +58,15 @@ def instruction_rows(
     return rows
 
 
+def num_demonstrations(course: "Course", n: int, split: str = "train") -> int:
+    """`n`, or how many ordinary demonstrations the source has, where these are fewer."""
+    if course.profile.data["instructions"] == "world":
+        return n
+    rows = read_rows(data_folder(course.profile.data["instructions"]) / "instruction-data.json")
+    prompts = {_instruction(row)["prompt"] for row in rows}
+    return min(n, sum(_split(prompt) == split for prompt in prompts))
+
+
 def prompt_rows(
     course: "Course", split: str, n: int, seed: int = 0, kind: str = "explain"
 ) -> list[Row]:

@@ -66,14 +66,20 @@ def instruct_model(
     return str(entry)
 
 
-def sft_config(course: Course, base: str, **changes: Any) -> SFTConfig:
-    """The course's settings of supervised fine-tuning for a model of that size."""
+def sft_config(course: Course, base: str, lora: bool | None = None, **changes: Any) -> SFTConfig:
+    """The course's settings of supervised fine-tuning for a model of that size.
+
+    `lora`: LoRA's matrices start at zero and take ten times the learning rate; None takes what
+    `instruct_model` does, LoRA for large models.
+    """
     from course_lib.machine import bf16_pays
     from course_lib.sft import SFTConfig
 
     size = parameters_of(course, base)
+    lora = size >= LARGE if lora is None else lora
+    rate = 1e-3 if size < SMALL else 5e-5 if size < LARGE else 2e-5
     settings: dict[str, Any] = {
-        "learning_rate": 1e-3 if size < SMALL else 5e-5 if size < LARGE else 2e-4,
+        "learning_rate": rate * (10 if lora else 1),
         "num_epochs": 2 if size < SMALL else 1,
         "max_length": course.context,
         "dtype": "bfloat16" if course.device != "cpu" or bf16_pays() else "float32",
@@ -184,6 +190,54 @@ def answers_after_sft(
         pair = load_model(path, device=course.device), load_tokenizer(path)
         found.append(answer_rows(course, *pair, rows, seed=seed, **sampling))
     return found
+
+
+def exam_by_seed(
+    course: Course,
+    name: str,
+    models: dict[int, tuple[Any, Any]],
+    items: list[dict],
+    dev: dict[str, list[dict]],
+    shots: tuple[int, ...] = (0, 5),
+) -> dict[int, list[Any]]:
+    """Results of `multiple_choice` by number of shots, one a seed; recorded as claim 1.2.
+
+    A model that stands for several seeds is scored once.
+    """
+    from course_lib.evaluate import LETTERS, multiple_choice
+
+    found: dict[int, list[Any]] = {n: [] for n in shots}
+    for n in shots if items else ():
+        scored: dict[int, Any] = {}
+        for seed, (model, tokenizer) in models.items():
+            if id(model) not in scored:
+                scored[id(model)] = multiple_choice(model, tokenizer, items, n, dev.get)
+            mark = scored[id(model)]
+            found[n].append(mark)
+            course.results.add("1.2", name, n, seed, "accuracy", mark.accuracy)
+            for letter, share in zip(LETTERS, mark.letter_shares, strict=True):
+                if n == 0:
+                    course.results.add("1.2", name, letter, seed, "chosen", share)
+    return found
+
+
+def loss_by_tenth(folder: str) -> list[float]:
+    """Mean training loss in each tenth of the steps; empty where nothing was trained here."""
+    losses = [row["loss"] for row in training_history(folder)]
+    return [float(part.mean()) for part in np.array_split(losses, 10)] if len(losses) > 9 else []
+
+
+def training_operations(course: Course, model: str, num_examples: int) -> dict[str, float]:
+    """6 N D floating-point operations of pretraining and of SFT; empty where no card tells D."""
+    card = model_card(model)
+    if not {"parameters", "tokens"} <= set(card):
+        return {}
+    folder = instruct_model(course, model, num_examples, course.seed, own=False)
+    tokens = sum(row["num_tokens"] for row in training_history(folder))
+    return {
+        "pretraining": 6.0 * card["parameters"] * card["tokens"],
+        "SFT": 6.0 * card["parameters"] * tokens,
+    }
 
 
 def fitting(model: Any, rows: list[dict], render: Callable[[dict], list[int]], spare: int = 32):

@@ -155,11 +155,17 @@ def test_show_tokens_escapes_and_marks():
 
 def test_conversation_calls_tools_until_the_answer(monkeypatch):
     model, tokenizer = tiny()
-    script = {"a": ["<calc>37 * 46</calc>", "It is 1702."], "b": ["Hello."], "c": ["<calc>x</calc>"]}
+    script = {
+        "a": ["<calc>37 * 46</calc>", "It is 1702."],
+        "b": ["Hello."],
+        "c": ["<calc>x</calc>"],
+    }
 
     def fake_ask(model, tokenizer, conversations, **_):
-        return [script[messages[0]["content"]].pop(0) if script[messages[0]["content"]] else "Oh."
-                for messages in conversations]
+        return [
+            script[messages[0]["content"]].pop(0) if script[messages[0]["content"]] else "Oh."
+            for messages in conversations
+        ]
 
     def calculate(text):
         if text == "x":

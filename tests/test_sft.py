@@ -23,7 +23,7 @@ from course_lib.sft import (
 
 def chat_rows(tokenizer, n=16):
     rng = random.Random(0)
-    words = "moon rocket pens days euros answer problem question help".split()
+    words = ["moon", "rocket", "pens", "days", "euros", "answer", "problem", "question", "help"]
     rows = []
     for _ in range(n):
         question, answer = (" ".join(rng.choices(words, k=rng.randint(1, 9))) for _ in "qa")
@@ -132,7 +132,9 @@ def test_prompt_tokens_are_learned_only_when_asked():
     rows = chat_rows(tokenizer)
     garbled = [
         {
-            "input_ids": [i if m else 9 for i, m in zip(r["input_ids"], r["completion_mask"], strict=True)],
+            "input_ids": [
+                i if m else 9 for i, m in zip(r["input_ids"], r["completion_mask"], strict=True)
+            ],
             "completion_mask": r["completion_mask"],
         }
         for r in rows

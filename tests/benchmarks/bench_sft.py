@@ -116,7 +116,9 @@ def compare(title: str, rows: list[dict], runs: dict, rounds: int, clock) -> Non
     for name, (_, base) in runs.items():
         s = medians[name]
         ratio = f"{s / medians[base]:5.2f}x the time of {base}" if base else ""
-        print(f"  {name:14}{s:7.2f} s{tokens / s:7.0f} tokens/s  MFU {flops / s / best:4.0%}  {ratio}")
+        print(
+            f"  {name:14}{s:7.2f} s{tokens / s:7.0f} tokens/s  MFU {flops / s / best:4.0%}  {ratio}"
+        )
     for name, curve in losses.items():
         print(f"  {name:14}loss", " ".join(f"{loss:.4f}" for loss in curve))
 
