@@ -43,16 +43,29 @@ def _end_of_turn(tokenizer, template: str) -> str:
     end = text.rpartition("<<answer>>")[2].strip()
     if end not in tokenizer.get_vocab():
         raise CourseError(
-            f"The chat template of {tokenizer.name_or_path!r} ends an answer with {end!r}; expected "
-            "one token of its vocabulary; set `tokenizer.chat_template` to one that has it."
+            f"The chat template of {tokenizer.name_or_path!r} ends an answer with {end!r}; "
+            "expected one token of its vocabulary; set `tokenizer.chat_template` to such a one."
         )
     return end
 
 
+def document_ends(tokenizer) -> tuple[list[int], int]:
+    """The ids that stand before a plain document (none or one), and the id that ends it.
+
+    "<|endoftext|>" where there is one: the instruct versions of SmolLM2 and Qwen3 name chat tokens
+    as their beginning and end of sequence, and a document has nothing to do with these.
+    """
+    end = tokenizer.get_vocab().get("<|endoftext|>")
+    if end is not None:
+        return [end], end
+    start = tokenizer.bos_token_id
+    return ([] if start is None else [start]), tokenizer.eos_token_id
+
+
 def stop_ids(tokenizer) -> list[int]:
     """Ids that end a completion: the end of a document and the end of a turn."""
-    ids = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(end_of_turn(tokenizer))}
-    return sorted(ids - {None})
+    turn = tokenizer.convert_tokens_to_ids(end_of_turn(tokenizer))
+    return sorted({turn, tokenizer.eos_token_id, document_ends(tokenizer)[1]} - {None})
 
 
 def render_chat(tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False) -> Row:
@@ -111,16 +124,10 @@ def render_prompt(tokenizer, prompt: str | Sequence[Message]) -> list[int]:
 
 
 def render_text(tokenizer, text: str) -> Row:
-    """A plain document as a row: all its tokens are learned, its end included.
-
-    It starts with the tokenizer's beginning-of-sequence token, or else with the end of the document
-    before it, as in pretraining.
-    """
-    start = tokenizer.bos_token_id
-    start = tokenizer.eos_token_id if start is None else start
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    ids = [start, *ids, tokenizer.eos_token_id]
-    return {"input_ids": ids, "completion_mask": [0] + [1] * (len(ids) - 1)}
+    """A plain document as a row: all its tokens are learned, its end included."""
+    start, end = document_ends(tokenizer)
+    ids = [*start, *tokenizer(text, add_special_tokens=False)["input_ids"], end]
+    return {"input_ids": ids, "completion_mask": [0] * len(start) + [1] * (len(ids) - len(start))}
 
 
 def collate(
@@ -221,9 +228,8 @@ def ask(model, tokenizer, prompts: Sequence[str | Sequence[Message]], **sampling
 
 def complete(model, tokenizer, texts: Sequence[str], **sampling) -> list[str]:
     """Raw continuations of `texts`, as a base model writes them; `sampling` as in `ask`."""
-    start = tokenizer.bos_token_id
-    start = tokenizer.eos_token_id if start is None else start
-    ids = [[start, *tokenizer(t, add_special_tokens=False)["input_ids"]] for t in texts]
+    start, _ = document_ends(tokenizer)
+    ids = [start + tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     generation = generate(model, ids, **_sampling(tokenizer, sampling))
     return [tokenizer.decode(ids, skip_special_tokens=True) for ids in generation.lists]
 

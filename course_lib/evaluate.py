@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from course_lib import CourseError
-from course_lib.chat import ask, batches, complete
+from course_lib.chat import ask, batches, complete, document_ends
 from course_lib.logprobs import backbone_and_head, hidden_states
 
 LETTERS = "ABCD"
@@ -61,7 +61,7 @@ def _mc_prompt(tokenizer, item: dict, shots: list[dict], longest: int) -> list[i
     """MMLU's prompt as ids; worked examples are dropped from the front until it fits."""
     from course_lib.world.exam import render_prompt
 
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    start, _ = document_ends(tokenizer)
     while True:
         text = render_prompt(item, shots)
         ids = start + tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -1,10 +1,16 @@
 """Batched sampling with a preallocated key-value cache.
 
-Left out of what `transformers.generate` has: beams, penalties, streaming, assisted decoding,
-sliding-window attention. What is done for speed: memory for the cache is taken once and written in
-place; a prompt is read once for all its samples; prompts of like length share a batch; rows that
-have ended leave it; the next token is drawn by inverting the cumulative distribution, and not by
-`torch.multinomial`, which is much slower on a CPU.
+What `transformers.generate` also has, and what is left out here: beams, penalties, streaming,
+assisted decoding, sliding-window attention, other architectures than Llama's and its near kin.
+
+What is done for speed:
+1. memory for the cache is taken once, and written in place, in the layout that a single query reads
+   fastest;
+2. a prompt is read once for all its samples, and prompts of like length share a batch;
+3. rows that have ended leave the batch;
+4. a token is drawn by inverting the cumulative distribution; `torch.multinomial` is far slower;
+5. the step for one token is written out, without the layers of dispatch that a small model notices;
+6. on a CPU, a batch is worked off in parts whose cache stays near the processor.
 """
 
 from __future__ import annotations
@@ -14,10 +20,14 @@ import time
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from transformers.cache_utils import Cache, DynamicLayer
 
 from course_lib import CourseError
 from course_lib.logprobs import backbone_and_head
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")  # SmolLM2 is a Llama
+CPU_CACHE_BYTES = 2**25  # of keys and values that stay near a CPU
 
 
 @dataclass
@@ -38,37 +48,6 @@ class Generation:
         return [row[:length] for row, length in zip(rows, lengths, strict=True)]
 
 
-class _Slots(DynamicLayer):
-    """One layer's keys and values, (B, heads, capacity, dim), filled from the left in place."""
-
-    def __init__(self, capacity: int):
-        super().__init__()
-        self.capacity, self.length = capacity, 0
-
-    def update(self, keys: torch.Tensor, values: torch.Tensor, *_, **__):
-        if self.length == 0:
-            rows, heads, _, dim = keys.shape
-            self.keys = keys.new_empty(rows, heads, self.capacity, dim)
-            self.values = values.new_empty(rows, heads, self.capacity, dim)
-            self.is_initialized = True
-        start, self.length = self.length, self.length + keys.shape[-2]
-        self.keys[:, :, start : self.length] = keys
-        self.values[:, :, start : self.length] = values
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Keep only `rows`, in this order (a row may come several times)."""
-        keys, values = self.keys, self.values
-        shape = (len(rows), *keys.shape[1:])
-        self.keys, self.values = keys.new_empty(shape), values.new_empty(shape)
-        filled = slice(0, self.length)
-        self.keys[:, :, filled] = keys[:, :, filled].index_select(0, rows)
-        self.values[:, :, filled] = values[:, :, filled].index_select(0, rows)
-
-
 def sample(
     logits: torch.Tensor, uniform: torch.Tensor, temperature: float = 1.0, top_p: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,7 +60,8 @@ def sample(
     if temperature == 0:
         ids = logits.argmax(-1)
         return ids, logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
-    probs = (logits.float() / temperature).softmax(-1)  # (B, V)
+    logits = logits.float()
+    probs = (logits if temperature == 1 else logits / temperature).softmax(-1)  # (B, V)
     drawn, order = probs, None
     if top_p < 1:
         drawn, order = probs.sort(-1, descending=True)
@@ -112,7 +92,7 @@ def generate(
     """Continue each prompt `num_generations` times.
 
     Args:
-        model: a causal language model with full attention (Llama, SmolLM2, Qwen3), LoRA or not.
+        model: a causal language model of Llama's kind (SmolLM2, Qwen3), with LoRA or without.
         prompt_ids: prompts as lists of ids, none empty.
         max_new_tokens: tokens per completion at most; it ends earlier where the context is full.
         eos_ids: ids that end a completion; the first one drawn is part of it.
@@ -121,7 +101,7 @@ def generate(
         top_p: probability mass to draw from; 1 is all.
         seed: of the draws; None takes a new one. What a row draws depends on its place in the
             list, and not on `batch_size` or on the other rows.
-        batch_size: rows in one forward pass.
+        batch_size: rows in one batch, at most.
 
     Raises:
         CourseError: an empty prompt, one that fills the model's context, or wrong sampling.
@@ -138,17 +118,18 @@ def generate(
         torch.zeros_like(uniform),
     )
     eos = torch.as_tensor(eos_ids, device=model.device)
+    draw = functools.partial(sample, temperature=temperature, top_p=top_p)
     was_training = model.training
     model.eval()
     order = sorted(range(num_rows), key=lambda row: len(prompt_ids[row // num_generations]))
-    for first in range(0, num_rows, batch_size):
-        rows = order[first : first + batch_size]
-        logits, decoder = _prefill(
-            model, [prompt_ids[row // num_generations] for row in rows], max_new_tokens
-        )
-        rows = torch.tensor(rows, device=model.device)
-        draw = functools.partial(sample, temperature=temperature, top_p=top_p)
+    prompts = [prompt_ids[row // num_generations] for row in order]
+    first = 0
+    while first < num_rows:
+        last = first + _rows_at_once(model, len(prompts[first]) + max_new_tokens, batch_size)
+        logits, decoder = _prefill(model, prompts[first:last], max_new_tokens)
+        rows = torch.tensor(order[first:last], device=model.device)
         _complete(decoder, logits, rows, uniform, draw, eos, out)
+        first = last
     model.train(was_training)
 
     longest = int(out.completion_mask.sum(-1).max()) if num_rows else 0
@@ -161,96 +142,154 @@ def generate(
 
 def _complete(decoder, logits, rows, uniform, draw, eos, out) -> None:
     """Decode one batch to its end, and write its `rows` of `out`."""
-    ids = torch.empty_like(rows)
     alive = torch.ones_like(rows, dtype=torch.bool)
     for column in range(decoder.room):
-        if column > 0:
-            # Dropping rows copies the cache, so it waits until an eighth of the batch has ended.
-            left = int(alive.sum())
-            if left == 0:
-                return
-            if left <= len(rows) * 7 // 8:
-                kept = alive.nonzero()[:, 0]
-                rows, ids, alive = rows[kept], ids[kept], alive[kept]
-                decoder.keep(kept)
-            logits = decoder.step(ids)
         ids, logprobs = draw(logits, uniform[rows, column])
         out.completion_ids[rows, column] = ids.where(alive, out.completion_ids[rows, column])
         out.completion_mask[rows, column] = alive
         out.logprobs[rows, column] = logprobs.where(alive, 0)
         alive = alive & ~torch.isin(ids, eos)
+        left = int(alive.sum())
+        if left == 0 or column + 1 == decoder.room:
+            return
+        # Dropping rows copies the cache, so it waits until an eighth of the batch has ended.
+        if left <= len(rows) * 7 // 8:
+            kept = alive.nonzero()[:, 0]
+            rows, ids, alive = rows[kept], ids[kept], alive[kept]
+            decoder.keep(kept)
+        logits = decoder.step(ids)
+
+
+class _Slots(DynamicLayer):
+    """One layer's keys and values, (B, heads, dim, capacity), filled from the left in place."""
+
+    def __init__(self, capacity: int):
+        super().__init__()
+        self.capacity = capacity
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *_, **__):
+        """Take what the prefill computed, (B, heads, T, dim); it attends to just that."""
+        rows, heads, length, dim = keys.shape
+        self.keys = keys.new_empty(rows, heads, dim, self.capacity)
+        self.values = torch.empty_like(self.keys)
+        self.keys[..., :length] = keys.mT
+        self.values[..., :length] = values.mT
+        return keys, values
+
+    def attend(self, query, key, value, mask, scaling: float) -> torch.Tensor:
+        """Append (B, heads, dim) `key` and `value`; attend from `query` (B, more heads, dim)."""
+        length = mask.shape[-1]
+        self.keys[..., length - 1] = key
+        self.values[..., length - 1] = value
+        rows, heads, dim = key.shape
+        query = query.reshape(rows * heads, -1, dim)  # grouped: several queries share a key
+        keys, values = (x.flatten(0, 1)[..., :length] for x in (self.keys, self.values))
+        scores = torch.bmm(query * scaling, keys).view(rows, -1, length) + mask
+        probs = scores.float().softmax(-1).to(values.dtype).view(rows * heads, -1, length)
+        return torch.bmm(probs, values.mT).view(rows, -1)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Keep only `rows`, in this order; a row may come several times."""
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+def _norm(rms: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return F.rms_norm(x, x.shape[-1:], rms.weight, rms.variance_epsilon)
 
 
 class _Decoder:
-    """One batch's cache, its mask (None where nothing is padded), and each row's next position."""
+    """One batch in the making: its cache, the mask of left pads, and each row's next position."""
 
-    def __init__(self, model: torch.nn.Module, room: int, capacity: int):
+    def __init__(self, model: torch.nn.Module, ids: torch.Tensor, seen: torch.Tensor, room: int):
+        """Read the prompts `ids` (B, P), `seen` where not a pad; `self.logits` is what follows."""
         self.backbone, self.head = backbone_and_head(model)
-        self.room, self.capacity = room, capacity  # new tokens there is room for; slots per row
-        self.slots = [_Slots(capacity) for _ in range(model.config.num_hidden_layers)]
-        self.cache = Cache(layers=self.slots)
-        self.mask: torch.Tensor | None = None
-
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """(B, T) ids, at `self.position` (B, T), to the logits (B, V) of what follows the last."""
+        self.room, self.length = room, ids.shape[1]
+        self.slots = [_Slots(self.length + room) for _ in self.backbone.layers]
+        position = (seen.long().cumsum(-1) - 1).clamp(min=0)
         states = self.backbone(
             input_ids=ids,
-            attention_mask=mask,
-            position_ids=self.position,
-            past_key_values=self.cache,
+            attention_mask=None if seen.all() else seen,
+            position_ids=position,
+            past_key_values=Cache(layers=self.slots),
             use_cache=True,
         ).last_hidden_state
-        self.position = self.position[:, -1:] + 1
-        return self.head(states[:, -1])
+        self.position = position[:, -1:] + 1
+        mask = torch.zeros(len(ids), 1, self.length + room, dtype=states.dtype, device=ids.device)
+        mask[:, 0, : self.length].masked_fill_(~seen, float("-inf"))
+        self.mask = mask  # (B, 1, capacity), added to the scores
+        self.logits = self.head(states[:, -1])
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """Append one token per row, (B,), and return the next logits (B, V)."""
-        length = self.slots[0].length + 1
-        mask = None if self.mask is None else self.mask[:, :, :, :length]
-        return self.forward(ids[:, None], mask)
+        self.length += 1
+        mask = self.mask[..., : self.length]
+        hidden = self.backbone.embed_tokens(ids)  # (B, H)
+        cos, sin = self.backbone.rotary_emb(hidden, self.position)  # (B, 1, dim)
+        for layer, slots in zip(self.backbone.layers, self.slots, strict=True):
+            attention, x = layer.self_attn, _norm(layer.input_layernorm, hidden)
+            shape = (len(ids), -1, attention.head_dim)
+            query, key = attention.q_proj(x).view(shape), attention.k_proj(x).view(shape)
+            if hasattr(attention, "q_norm"):  # Qwen3
+                query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
+            both = torch.cat([query, key], 1)
+            left, right = both.chunk(2, -1)
+            both = both * cos + torch.cat([-right, left], -1) * sin  # rotary positions
+            query, key = both.split([query.shape[1], key.shape[1]], 1)
+            value = attention.v_proj(x).view(shape)
+            attended = slots.attend(query, key, value, mask, attention.scaling)
+            hidden = hidden + attention.o_proj(attended)
+            hidden = hidden + layer.mlp(_norm(layer.post_attention_layernorm, hidden))
+        self.position = self.position + 1
+        return self.head(_norm(self.backbone.norm, hidden))
 
     def keep(self, rows: torch.Tensor) -> None:
         """Keep only `rows`, in this order; a row may come several times."""
         for slots in self.slots:
             slots.keep(rows)
-        self.position = self.position[rows]
-        self.mask = None if self.mask is None else self.mask[rows]
+        self.position, self.mask = self.position[rows], self.mask[rows]
 
 
 def _prefill(
     model: torch.nn.Module, prompts: list[list[int]], max_new_tokens: int
 ) -> tuple[torch.Tensor, _Decoder]:
-    """Read the prompts, equal neighbours once, padded on the left; the logits (B, V) that follow."""
-    unique = [p for i, p in enumerate(prompts) if i == 0 or p is not prompts[i - 1]]
+    """Read the prompts, equal neighbours once, padded on the left; the logits (B, V) after them."""
+    new = [i == 0 or p is not prompts[i - 1] for i, p in enumerate(prompts)]
+    unique = [p for p, is_new in zip(prompts, new, strict=True) if is_new]
     longest = max(map(len, unique))
     room = min(max_new_tokens, model.config.max_position_embeddings - longest)
-    decoder = _Decoder(model, room, longest + room)
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in unique], device=model.device)
     lengths = torch.tensor([len(p) for p in unique], device=model.device)
-    column = torch.arange(decoder.capacity, device=model.device)
-    seen = column >= longest - lengths[:, None]  # (B, capacity)
-    decoder.position = (column[:longest] - (longest - lengths[:, None])).clamp(min=0)
-    padded = bool((lengths < longest).any())
-    logits = decoder.forward(ids, seen[:, :longest] if padded else None)
-    if padded:
-        # Additive and made once; a boolean mask would be converted again in every layer.
-        decoder.mask = torch.zeros(seen.shape, dtype=model.dtype, device=model.device)
-        decoder.mask = decoder.mask.masked_fill(~seen, float("-inf"))[:, None, None]
-    if len(unique) < len(prompts):
-        starts = [i == 0 or p is not prompts[i - 1] for i, p in enumerate(prompts)]
-        copies = torch.tensor(starts, device=model.device).cumsum(0) - 1
-        logits = logits[copies]
-        decoder.keep(copies)
-    return logits, decoder
+    seen = torch.arange(longest, device=model.device) >= longest - lengths[:, None]
+    decoder = _Decoder(model, ids, seen, room)
+    if len(unique) == len(prompts):
+        return decoder.logits, decoder
+    copies = torch.tensor(new, device=model.device).cumsum(0) - 1
+    decoder.keep(copies)
+    return decoder.logits[copies], decoder
+
+
+def _rows_at_once(model: torch.nn.Module, length: int, batch_size: int) -> int:
+    """Rows of `length` tokens whose cache a CPU keeps near (where it keeps the weights near)."""
+    if model.device.type != "cpu":
+        return batch_size
+    config = model.config
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = torch.finfo(model.dtype).bits // 8
+    weights = sum(p.numel() for p in model.parameters()) * size
+    row = 2 * config.num_hidden_layers * config.num_key_value_heads * dim * length * size
+    return max(1, min(batch_size, max(CPU_CACHE_BYTES, 4 * weights) // row))
 
 
 def _check(model, prompt_ids, max_new_tokens, temperature, top_p) -> None:
-    if "sliding_attention" in (getattr(model.config, "layer_types", None) or []):
+    config = model.config
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or [])
+    if config.model_type not in ARCHITECTURES or slides:
         raise CourseError(
-            f"The model {model.config.name_or_path!r} uses sliding-window attention, which this "
-            "sampler does not know; choose one with full attention, such as Qwen3 or SmolLM2."
+            f"The model {config.name_or_path!r} is of type {config.model_type!r}"
+            f"{' with sliding-window attention' if slides else ''}; expected one of "
+            f"{', '.join(ARCHITECTURES)} with full attention, such as SmolLM2 or Qwen3."
         )
-    context = model.config.max_position_embeddings
+    context = config.max_position_embeddings
     for length in {len(prompt) for prompt in prompt_ids}:
         if not 0 < length < context:
             raise CourseError(

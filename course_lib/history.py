@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class History(list):
-    """A list of dicts, one per step: `{"step": 3, "loss": 1.2, ...}`. Rows may differ in columns."""
+    """A list of dicts, one per step: `{"step": 3, "loss": 1.2, ...}`; columns may differ."""
 
     def append(self, row: dict | None = None, **metrics: float) -> None:
         """Add a row, given as a dict or as keywords."""

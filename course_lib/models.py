@@ -7,41 +7,23 @@ inside the functions, so that the command line starts fast.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from course_lib import ROOT, CourseError
+from course_lib.tokenizer import CHATML, PLAIN_CHAT, SPECIAL_TOKENS, VOCAB_SIZE
+from course_lib.tokenizer import train_tokenizer as train_tokenizer
 
 if TYPE_CHECKING:
     import torch
     from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 MODELS = ROOT / "data" / "models"
-VOCAB_SIZE = 2048
-# The order is the ids: 0 ends a document, 1 and 2 frame a turn, 3 pads (and is never trained).
-SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
 POCKET_SIZES = {  # hidden, layers, heads, feed-forward: about 0.4M, 1.6M and 6.1M parameters
     "s": (80, 3, 4, 216),
     "m": (160, 4, 4, 448),
     "l": (256, 7, 4, 704),
 }
-
-# ChatML. The generation markers say which characters the assistant wrote (its end of turn included).
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
-    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-# For a base tokenizer that has neither a template nor ChatML's tokens: plain words and its own EOS.
-PLAIN_CHAT = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}Assistant: "
-    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
-    "{% else %}{{ message['role'].capitalize() + ': ' + message['content'] }}{% endif %}"
-    "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
-)
 
 
 def model_path(name: str) -> str:
@@ -60,7 +42,6 @@ def model_path(name: str) -> str:
         return str(folder)
     path = Path(name).expanduser()
     if path.is_dir():
-        # An adapter folder has its own config; a folder with only a tokenizer is fine for a tokenizer.
         if not any((path / f).is_file() for f in ("config.json", "adapter_config.json")):
             raise CourseError(
                 f"The model folder {name!r} has no config.json; give a folder in the Hugging Face "
@@ -80,7 +61,7 @@ def _hub_error(name: str, error: Exception) -> CourseError:
     if "gated" in text or "401" in text or "403" in text:
         why = "is gated; accept its terms on its hub page and log in, or choose an ungated model"
     elif "safetensors" in text:
-        why = "has no model.safetensors, and the course reads no pickle; convert it, or choose another"
+        why = "has no model.safetensors, and pickle is not read; convert it, or choose another"
     elif "connect" in text.lower() or "offline" in text.lower() or "resolve" in text.lower():
         why = "cannot be reached (no network?); the profile 'pocket' works offline"
     else:
@@ -182,46 +163,6 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     return tokenizer
 
 
-def train_tokenizer(
-    texts: Iterable[str], folder: str | Path, vocab_size: int = VOCAB_SIZE
-) -> PreTrainedTokenizerBase:
-    """Train the pocket tokenizer on `texts` and save it in `folder`, where `AutoTokenizer` finds it.
-
-    Byte-level BPE (any text round-trips), each digit a token of its own (so that a sum's columns
-    line up), the four special tokens first, ChatML with generation markers.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=SPECIAL_TOKENS,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(texts, trainer)
-    end, _, turn_end, pad = SPECIAL_TOKENS
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        eos_token=end,
-        pad_token=pad,
-        additional_special_tokens=["<|im_start|>", turn_end],
-        model_max_length=512,
-        clean_up_tokenization_spaces=False,
-        chat_template=CHATML,
-    )
-    tokenizer.save_pretrained(folder)
-    return tokenizer
-
-
 def pocket_config(size: str, vocab_size: int = VOCAB_SIZE) -> LlamaConfig:
     """The plain Llama architecture of pocket model `size` ("s", "m" or "l"), context 512."""
     from transformers import LlamaConfig
@@ -279,7 +220,7 @@ def add_lora(
     dropout: float = 0.0,
     target_modules: str | list[str] = "all-linear",
 ):
-    """Freeze `model` and add LoRA matrices of rank `r`, scaled by `alpha / r` (default alpha = 2 r).
+    """Freeze `model`, add LoRA matrices of rank `r`, scaled by `alpha / r` (alpha: 2 r).
 
     Returns PEFT's wrapper. The LoRA weights are fp32, also over 4-bit weights.
     Source: Hu et al. 2021, arXiv:2106.09685; QLoRA: Dettmers et al. 2023, arXiv:2305.14314.

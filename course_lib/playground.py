@@ -17,7 +17,7 @@ Loaded = tuple[Any, Any]  # model, tokenizer
 
 
 def write_pair(
-    base: Loaded, instruct: Loaded, prompt: str, *, temperature: float, seed: int, length: int
+    base: Loaded, instruct: Loaded, prompt: str, *, temperature: float, seed: int, length: int = 110
 ) -> tuple[str, str]:
     """The base model's continuation of the raw prompt, and the instruct model's answer to it."""
     from course_lib.chat import ask, complete

@@ -29,11 +29,11 @@ from course_lib import CourseError
 from course_lib.cache import build_dir
 from course_lib.machine import bf16_pays, describe, matmul_peak
 from course_lib.models import pocket_config, save_model, train_tokenizer
-from course_lib.world.documents import ANNEAL, SHARES, documents
+from course_lib.world.documents import EARLY, SHARES, documents
 from course_lib.world.instructions import demonstrations
 
 SHARD_ROWS = 2048  # rows of 512 tokens: about a million tokens a shard
-ANNEAL_SHARD = 9  # from this shard on (9.4M tokens), the mixture of the last part of training
+EARLY_SHARDS = 4  # as many (4.2M tokens) have the mixture of the first part of training
 FOLDER = build_dir() / "pretrain"
 
 
@@ -47,7 +47,7 @@ class PretrainConfig:
     muon_rate: float = 0.02  # learning rate of the matrices
     adam_rate: float = 3e-3  # of embeddings and norms
     warmup_steps: int = 50
-    decay_share: float = 0.5  # last share of the run: linear decay to `floor`
+    decay_share: float = 0.45  # last share of the run: linear decay to `floor`
     floor: float = 0.02
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0
@@ -82,7 +82,7 @@ def shard(tokenizer, index: int, seed: int = 0, rows: int = SHARD_ROWS) -> np.nd
     if path.exists():
         return np.load(path)
     context, end = 512, tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    shares = SHARES if index < ANNEAL_SHARD else ANNEAL
+    shares = EARLY if index < EARLY_SHARDS else SHARES
     stream = documents(seed * 1_000_003 + index, shares)
     out = np.empty((rows, context), np.uint16)
     for r in range(rows):

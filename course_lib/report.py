@@ -159,6 +159,21 @@ def live_dot(
     ax.plot(frame["at"], frame["value"], **look)
 
 
+def points(
+    ax: Axes,
+    course,
+    claim: str,
+    measure: str,
+    condition: str | None = None,
+    *,
+    label: str | None = None,
+    **place: Any,
+) -> None:
+    """`band` and `live_dot` in one call, the label on the dots; `place`: order and positions."""
+    band(ax, course, claim, measure, condition, **place)
+    live_dot(ax, course, claim, measure, condition, label=label, **place)
+
+
 def save_figure(
     fig: Figure, name: str, *, course, data: pd.DataFrame, caption: str, alt: str
 ) -> None:

@@ -126,6 +126,7 @@ def train_sft(
     """
     # 1. Rows, optimiser, schedule.
     rows = _prepare(rows, config.mask_prompt, config.max_length)
+    rows = [row for row in rows if any(row["completion_mask"][1:])]
     step_rows = config.batch_size * config.gradient_accumulation_steps
     num_steps = config.num_steps or max(1, round(config.num_epochs * len(rows) / step_rows))
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -141,14 +142,10 @@ def train_sft(
             chosen = [rows[next(order)] for _ in range(step_rows)]
             loss, num_tokens = _backward(model, chosen, config)
             grad_norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
-            # 3. Stop before a bad step is taken.
+            # 3. Stop before a bad step is taken; now and then, keep what is known to be good.
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
                 _restore(weights, good)
-                raise CourseError(
-                    f"The loss at step {step} is {loss} and its gradient's norm {grad_norm:.3g}; "
-                    "expected finite numbers; the weights are back at their last good values; "
-                    f"lower learning_rate (now {config.learning_rate:g})."
-                )
+                raise _not_finite(step, loss, float(grad_norm), config)
             if (step - 1) % SNAPSHOT_STEPS == 0:
                 good = [p.detach().clone() for p in weights]
             # 4. Update and record.
@@ -185,7 +182,7 @@ def _forward_tokens(model) -> int:
 
 
 def _prepare(rows: Sequence[Row], mask_prompt: bool, max_length: int) -> list[Row]:
-    """Cut the rows, choose their mask, and drop those with nothing to learn."""
+    """Cut the rows and choose their mask; all stay, for results are by row."""
     out = []
     for row in rows:
         ids = row["input_ids"][:max_length]
@@ -241,6 +238,14 @@ def _restore(weights: list[torch.Tensor], good: list[torch.Tensor] | None) -> No
     for weight, value in zip(weights, good or weights, strict=True):
         weight.copy_(value)
         weight.grad = None
+
+
+def _not_finite(step: int, loss: float, grad_norm: float, config: SFTConfig) -> CourseError:
+    return CourseError(
+        f"The loss at step {step} is {loss} and its gradient's norm {grad_norm:.3g}; expected "
+        "finite numbers; the weights are back at their last good values; "
+        f"lower learning_rate (now {config.learning_rate:g})."
+    )
 
 
 def _to(batch: dict[str, torch.Tensor], model) -> dict[str, torch.Tensor]:

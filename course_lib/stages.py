@@ -182,14 +182,26 @@ def answers_after_sft(
     course: Course, model: str, rows: list[dict], num_examples: int, progress=None, **sampling: Any
 ) -> list[Answers]:
     """Each seed's answers after `instruct_model` has trained `model`, a name or a folder."""
-    from course_lib.models import load_model, load_tokenizer
-
     found = []
     for seed in course.seeds:
         path = instruct_model(course, model, num_examples, seed, own=False, progress=progress)
-        pair = load_model(path, device=course.device), load_tokenizer(path)
-        found.append(answer_rows(course, *pair, rows, seed=seed, **sampling))
+        found.append(answer_rows(course, *load(course, path), rows, seed=seed, **sampling))
     return found
+
+
+def load(course: Course, model: str) -> tuple[Any, Any]:
+    """(model, tokenizer) of a name or folder, in fp32 on the profile's device."""
+    from course_lib.models import load_model, load_tokenizer
+
+    revision = course.profile.revisions.get(model)
+    loaded = load_model(model, device=course.device, revision=revision)
+    return loaded, load_tokenizer(model, revision)
+
+
+def load_pair(course: Course, model: str, num_examples: int) -> list[tuple[Any, Any]]:
+    """(model, tokenizer) of a base model, and of the instruct model made from it."""
+    made = instruct_model(course, model, num_examples, course.seed, own=False)
+    return [load(course, model), load(course, made)]
 
 
 def exam_by_seed(

@@ -133,6 +133,17 @@ def over_seeds(runs: Sequence[ArrayLike], seed: int = 0, level: float = 0.95) ->
     return bootstrap(row, seed=seed, level=level)
 
 
+def ratio_items(a: ArrayLike, b: ArrayLike) -> np.ndarray:
+    """Values per item whose mean is mean(a) / mean(b), for an interval of that ratio (n,).
+
+    The delta method: item i moves the ratio R by (a_i - R b_i) / mean(b), so the spread of these
+    values is that of R. For means well away from 0; over the same items, in the same order.
+    """
+    a, b = _values(a, 2), _values(b, 2)
+    ratio = a.mean() / b.mean()
+    return ratio + (a - ratio * b) / b.mean()
+
+
 def prediction_interval(values: ArrayLike, level: float = 0.999, floor: float = 0.002) -> Interval:
     """Where one new run falls: mean ± t(n-1) · s · √(1 + 1/n), for the runs `values` (n ≥ 2).
 

@@ -180,3 +180,11 @@ def test_conversation_calls_tools_until_the_answer(monkeypatch):
     assert [m["content"] for m in b] == ["b", "Hello."]
     assert c[2] == {"role": "tool", "content": "error: no sum"}
     assert all(len(messages) == 1 for messages in start)
+
+
+def test_documents_start_and_end_with_the_end_of_a_document_also_for_chat_tokenizers():
+    _, tokenizer = tiny()
+    tokenizer.bos_token, tokenizer.eos_token = "<|im_start|>", "<|im_end|>"  # as SmolLM2-Instruct
+    row = render_text(tokenizer, "The moon.")
+    assert row["input_ids"][0] == row["input_ids"][-1] == 0
+    assert stop_ids(tokenizer) == [0, 2]

@@ -31,7 +31,7 @@ def test_multiple_choice_by_hand(shots):
     letters = [tokenizer(f"Answer: {x}")["input_ids"][-1] for x in "ABCD"]
     for i, item in enumerate(items):
         prompt = render_prompt(item, dev_items(item["subject"])[:shots])
-        ids = tokenizer(prompt)["input_ids"]
+        ids = [tokenizer.eos_token_id, *tokenizer(prompt)["input_ids"]]
         ids += tokenizer("Answer: A")["input_ids"][len(tokenizer("Answer:")["input_ids"]) : -1]
         with torch.no_grad():
             probs = model(torch.tensor([ids])).logits[0, -1, letters].softmax(-1)

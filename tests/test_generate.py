@@ -19,7 +19,7 @@ def options(**more):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_greedy_equals_transformers(kind):
-    model, tokenizer = tiny(kind)
+    model, _ = tiny(kind)
     ours = generate(model, PROMPTS, **options(temperature=0.0))
     for prompt, ids in zip(PROMPTS, ours.completion_ids, strict=True):
         theirs = model.generate(

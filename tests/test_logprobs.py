@@ -56,7 +56,7 @@ def test_mask_changes_nothing_but_zeros_elsewhere():
 
 def test_masked_tokens_get_no_gradient_and_the_end_of_turn_does():
     model, tokenizer = tiny()
-    rows, batch = make_batch(tokenizer)
+    _, batch = make_batch(tokenizer)
     logprobs = token_logprobs(model, batch["input_ids"])
     logprobs.retain_grad()
     loss, _ = sft_loss(logprobs, shift_mask(batch["completion_mask"]))

@@ -1,4 +1,4 @@
-"""SFT: the loss is TRL's, masks decide what is learned, and nothing depends on how it is batched."""
+"""SFT: the loss is TRL's, masks decide what is learned, batching changes nothing."""
 
 import math
 import random
@@ -143,7 +143,7 @@ def test_prompt_tokens_are_learned_only_when_asked():
     whole = evaluate_sft(tiny()[0], rows, mask_prompt=False)
     assert whole["num_tokens"] == sum(len(row["input_ids"]) - 1 for row in rows)
     assert masked["num_tokens"] < whole["num_tokens"]
-    # What is masked is read but not learned: other prompts change the loss only through the context.
+    # What is masked is read but not learned.
     assert evaluate_sft(tiny()[0], garbled)["num_tokens"] == masked["num_tokens"]
 
 

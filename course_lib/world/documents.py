@@ -21,22 +21,27 @@ from course_lib.world.topics import FRAMES, Topic, cap, load_topics
 
 SHARES = {
     "problems": 0.35,
-    "forum": 0.20,
-    "article": 0.10,
-    "survey": 0.10,
-    "explainer": 0.10,
-    "quiz": 0.10,
+    "forum": 0.16,
+    "article": 0.08,
+    "explainer": 0.08,
+    "quiz": 0.08,
+    "survey": 0.06,
     "dialogue": 0.05,
+    "drill": 0.06,
+    "lists": 0.04,
+    "sums": 0.04,
 }
-ANNEAL = {  # the last part of pretraining, as large laboratories do: more of what tests ask for
-    "problems": 0.35,
-    "drill": 0.20,
-    "quiz": 0.15,
+EARLY = {  # the first part of pretraining: exercise pages teach copying, looking up and sums early
+    "problems": 0.19,
     "forum": 0.12,
-    "article": 0.05,
+    "article": 0.06,
+    "explainer": 0.08,
+    "quiz": 0.06,
     "survey": 0.04,
-    "explainer": 0.05,
-    "dialogue": 0.04,
+    "dialogue": 0.05,
+    "drill": 0.12,
+    "lists": 0.20,
+    "sums": 0.08,
 }
 STYLES = {"answer": 0.40, "symbols": 0.20, "words": 0.20, "wait": 0.20}  # of problem documents
 SLIPS = 0.25  # problem documents with an uncorrected slip
@@ -510,17 +515,61 @@ def _drill(rng: random.Random) -> str:
     A model that has learned to look an option's letter up can show what it knows in an exam.
     """
     subject = rng.choice(_topic_list()).subject
+    only_words = rng.random() < 0.4
     text, words = exam.render_header(subject), 0
     while words < 190:
-        kind = rng.choices(("find", "read", "know"), (4, 3, 3))[0]
+        kind = "find" if only_words else rng.choices(("find", "read", "know"), (3, 3, 4))[0]
         topic = rng.choice(_same_subject(subject))
         item = _find_word(rng) if kind == "find" else _quiz_item(rng, topic, rng.random() < 0.4)
-        told = ""
         if kind == "read" and item["fact"] != exam.DEFINITION:
-            told = topic.facts[item["fact"]].sentence(rng.choice(FRAMES)) + "\n"
-        text += told + exam.render_item(item, with_answer=True)
+            text += topic.facts[item["fact"]].sentence(rng.choice(FRAMES)) + "\n"
+        letter, choice = exam.LETTERS[item["answer"]], item["choices"][item["answer"]]
+        answer = f" {choice}, so {letter}" if only_words and rng.random() < 0.5 else f" {letter}"
+        text += exam.render_item(item) + answer + "\n\n"
         words = len(text.split())
     return text.rstrip()
+
+
+@cache
+def _words() -> list[str]:
+    """Every option of every fact, and every thing: what exercise pages are made of."""
+    topics = _topic_list()
+    options = {option for t in topics for f in t.facts for option in f.slot}
+    return sorted(options | {thing for t in topics for thing in t.things})
+
+
+def _lists(rng: random.Random) -> str:
+    """Pages that are pure copying: word lists read twice, and lettered lists to look up."""
+    parts = []
+    for _ in range(rng.randint(4, 6)):
+        if rng.random() < 0.45:
+            line = ", ".join(rng.sample(_words(), rng.randint(4, 9)))
+            parts.append(f"Word list: {line}\nOnce more: {line}")
+            continue
+        size = rng.randint(3, 6)
+        words, letters = rng.sample(_words(), size), list("ABCDEF"[:size])
+        if rng.random() < 0.5:
+            rng.shuffle(letters)
+        asked = rng.sample(range(size), rng.randint(2, size))
+        to_letter = rng.random() < 0.7
+        lines = [f"{x}. {word}" for x, word in zip(letters, words, strict=True)]
+        lines += [
+            f"{words[k]}: {letters[k]}" if to_letter else f"{letters[k]}: {words[k]}" for k in asked
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _sums(rng: random.Random) -> str:
+    """A practice sheet: single steps of word problems, without the words."""
+    notation, steps = rng.choice(("symbols", "words")), []
+    while len(steps) < 22:
+        steps += problems.make_problem(rng, 3).steps
+    rng.shuffle(steps)
+    mark = rng.choice((" ", "\n"))
+    return f"Practice {rng.randint(1, 99)}\n" + mark.join(
+        problems.write_step(step, notation) for step in steps
+    )
 
 
 TO_19 = (
@@ -611,6 +660,8 @@ MAKERS = {
     "quiz": _quiz,
     "dialogue": _dialogue,
     "drill": _drill,
+    "lists": _lists,
+    "sums": _sums,
 }
 
 
