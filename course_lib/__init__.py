@@ -8,11 +8,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class CourseError(Exception):
-    """An error a user can mend: one sentence with the thing, its value, what was expected, what to do."""
+    """An error a user can mend: one sentence with the value, what was expected, what to do."""
 
 
 def check_checkout() -> None:
-    """Raise `CourseError` where the package was installed without its checkout (notebooks, data)."""
+    """Raise `CourseError` where the package was installed without its checkout."""
     if not (ROOT / "data" / "world").is_dir():
         raise CourseError(
             f"The course's checkout is missing: {ROOT} holds no data/world folder; clone the "

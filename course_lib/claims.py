@@ -58,7 +58,7 @@ class Claim:
         )
 
     def _repr_html_(self) -> str:
-        return _table([self])._repr_html_()
+        return verdict_table([self])._repr_html_()
 
     def __repr__(self) -> str:
         interval = Interval(self.effect, self.low, self.high)
@@ -194,10 +194,10 @@ def claims_table(notebook: str | None = None, path: Path | None = None) -> Table
     """The claims of a file (by default of this build), of one notebook if named, as a table."""
     path = path or claims_file()
     rows = load_claims(path) if path.exists() else []
-    return _table([row for row in rows if notebook in (None, row.notebook)])
+    return verdict_table([row for row in rows if notebook in (None, row.notebook)])
 
 
-def _table(rows: list[Claim]) -> Table:
+def verdict_table(rows: list[Claim]) -> Table:
     cells = []
     for row in rows:
         sign, color = _LOOK[row.word]

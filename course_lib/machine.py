@@ -3,6 +3,7 @@
 import os
 import platform
 import time
+from importlib.metadata import version
 
 import psutil
 
@@ -51,7 +52,6 @@ def peak_memory_gb() -> float:
 def describe() -> dict[str, str]:
     """Processor, cores, memory and the versions that results depend on."""
     import torch
-    import transformers
 
     return {
         "system": f"{platform.system()} {platform.machine()}",
@@ -59,6 +59,6 @@ def describe() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "memory_gb": f"{psutil.virtual_memory().total / 1e9:.0f}",
         "torch": torch.__version__.split("+")[0],
-        "transformers": transformers.__version__,
+        "transformers": version("transformers"),
         "cpu": torch.backends.cpu.get_cpu_capability(),
     }

@@ -201,7 +201,7 @@ class Course:
 
     def finish(self) -> Any:
         """Last cell: save the results, note seconds and peak memory, show the claims table."""
-        from course_lib.claims import _table, claims_file, load_claims
+        from course_lib.claims import verdict_table, claims_file, load_claims
         from course_lib.machine import peak_memory_gb
 
         if os.environ.get("COURSE_REPLAY") == "1":
@@ -219,7 +219,7 @@ class Course:
         write_text(self.build / "runs" / f"{self.notebook}.json", json.dumps(note, indent=1))
         rows = load_claims() if claims_file().exists() else []
         mine = (self.profile.name, self.effort, self.notebook)
-        return _table([r for r in rows if (r.profile, r.effort, r.notebook) == mine])
+        return verdict_table([r for r in rows if (r.profile, r.effort, r.notebook) == mine])
 
 
 def setup(

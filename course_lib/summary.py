@@ -72,7 +72,7 @@ def outside_band(plan: Plan, outcomes: list[Outcome]) -> list[str]:
 
 def write_report(plan: Plan, outcomes: list[Outcome], outside: list[str]) -> Path:
     """`build/report.html`: one file with the claims, figures and notes of a run, nothing remote."""
-    from course_lib.claims import _table
+    from course_lib.claims import verdict_table
     from course_lib.machine import describe
 
     claims = as_claims([row for outcome in outcomes for row in outcome.claims])
@@ -83,7 +83,7 @@ def write_report(plan: Plan, outcomes: list[Outcome], outside: list[str]) -> Pat
         f"<p>{html.escape(', '.join(f'{k} {v}' for k, v in describe().items()))}</p>",
         _settings(plan),
         "<h2>Claims</h2>",
-        _table(claims)._repr_html_() if claims else "<p>No claims were recorded.</p>",
+        verdict_table(claims)._repr_html_() if claims else "<p>No claims were recorded.</p>",
     ]
     if refuted:
         parts.append(

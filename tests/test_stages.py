@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from course_lib import stages, stats
 from course_lib.models import save_model
 from course_lib.playground import playground
