@@ -18,6 +18,8 @@ from course_lib.sft import completion_losses, document_losses, train_sft
 from course_lib.stages import answer_rows, sft_config
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from course_lib.history import History
     from course_lib.profiles import Course
 
@@ -84,9 +86,11 @@ def finetune(
 
     from course_lib.models import add_lora
 
-    model, _ = course.load("base", quantize=quantize)
-    torch.manual_seed(seed)  # LoRA's A starts at random
-    model = add_lora(model, r) if r else model
+    model, tokenizer = course.load("base", quantize=quantize)
+    if r:
+        read = {token for row in rows for token in row["input_ids"]}
+        torch.manual_seed(seed)  # LoRA's A starts at random
+        model = add_lora(model, r, new_tokens=sorted(read & set(tokenizer.all_special_ids)))
     config = sft_config(course, course.model("base"), lora=r > 0, seed=seed, **changes)
     config.learning_rate *= rate
     return model, train_sft(model, rows, config, progress)
@@ -196,6 +200,19 @@ def record_size(course: Course, model, *place: Any) -> None:
     course.results.add(*place, "MB of gradients and AdamW", 12 * trainable / 1e6)
 
 
+def memory_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Megabytes of weights and of what training adds, one line a method, from recorded sizes."""
+    table = rows[rows["measure"].str.startswith("MB of ")].assign(
+        part=lambda frame: frame["measure"].str.removeprefix("MB of "),
+        method=lambda frame: [
+            f"{name} r = {r:.0f}" if r else name
+            for name, r in zip(frame["condition"], frame["x"], strict=True)
+        ],
+    )
+    table = table.pivot_table(index="method", columns="part", values="value")
+    return table[["weights", "gradients and AdamW"]].sort_index(ascending=False)
+
+
 def trl_settings(course: Course) -> dict[str, Any]:
     """Arguments of TRL's trainer: full precision, rows as they come, no files but the losses."""
     return {
@@ -204,6 +221,7 @@ def trl_settings(course: Course) -> dict[str, Any]:
         "bf16": False,
         "activation_checkpointing": False,
         "completion_only_loss": True,
+        "num_train_epochs": 1,
         "train_sampling_strategy": "sequential",
         "logging_steps": 1,
         "save_strategy": "no",
@@ -240,7 +258,7 @@ def train_manners(
     found, talks = {}, {}
     for name in ("head", "tool"):
         rows = render_rows(course, tokenizer, manners(course, n, seed, tool=name == "tool"))
-        model, _ = finetune(course, rows, seed, num_epochs=4)
+        model, _ = finetune(course, rows, seed, num_epochs=4, batch_size=16, rate=2.0)
         found[name], talks[name] = do_sums(model, tokenizer, sums)
     found["gain by the tool"] = found["tool"] - found["head"]
     for kind in ("refusal", "safe"):

@@ -219,9 +219,12 @@ def add_lora(
     *,
     dropout: float = 0.0,
     target_modules: str | list[str] = "all-linear",
+    new_tokens: list[int] | None = None,
 ):
     """Freeze `model`, add LoRA matrices of rank `r`, scaled by `alpha / r` (alpha: 2 r).
 
+    `new_tokens` are ids whose embeddings are trained as well: those of a chat's frame, which a base
+    model has never read and LoRA on its linear layers cannot reach.
     Returns PEFT's wrapper. The LoRA weights are fp32, also over 4-bit weights.
     Source: Hu et al. 2021, arXiv:2106.09685; QLoRA: Dettmers et al. 2023, arXiv:2305.14314.
     """
@@ -232,6 +235,7 @@ def add_lora(
         lora_alpha=2 * r if alpha is None else alpha,
         lora_dropout=dropout,
         target_modules=target_modules,
+        trainable_token_indices=new_tokens or None,
         task_type="CAUSAL_LM",
     )
     return safe_for_training_after_eval(get_peft_model(model, config))

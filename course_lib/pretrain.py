@@ -43,10 +43,10 @@ class PretrainConfig:
 
     size: str = "m"  # s, m or l
     tokens: int = 20_000_000
-    batch_rows: int = 16  # rows of 512 tokens a step
-    muon_rate: float = 0.02  # learning rate of the matrices
+    batch_rows: int = 8  # rows of 512 tokens a step
+    muon_rate: float = 0.015  # learning rate of the matrices
     adam_rate: float = 3e-3  # of embeddings and norms
-    warmup_steps: int = 50
+    warmup_steps: int = 100
     decay_share: float = 0.45  # last share of the run: linear decay to `floor`
     floor: float = 0.02
     weight_decay: float = 0.05

@@ -201,7 +201,7 @@ class Course:
 
     def finish(self) -> Any:
         """Last cell: save the results, note seconds and peak memory, show the claims table."""
-        from course_lib.claims import verdict_table, claims_file, load_claims
+        from course_lib.claims import claims_file, load_claims, verdict_table
         from course_lib.machine import peak_memory_gb
 
         if os.environ.get("COURSE_REPLAY") == "1":

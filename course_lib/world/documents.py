@@ -22,26 +22,26 @@ from course_lib.world.topics import FRAMES, Topic, cap, load_topics
 SHARES = {
     "problems": 0.35,
     "forum": 0.16,
-    "article": 0.08,
-    "explainer": 0.08,
-    "quiz": 0.08,
-    "survey": 0.06,
+    "article": 0.07,
+    "explainer": 0.07,
+    "quiz": 0.09,
+    "survey": 0.05,
     "dialogue": 0.05,
-    "drill": 0.06,
-    "lists": 0.04,
+    "drill": 0.10,
+    "lists": 0.02,
     "sums": 0.04,
 }
-EARLY = {  # the first part of pretraining: exercise pages teach copying, looking up and sums early
-    "problems": 0.19,
-    "forum": 0.12,
-    "article": 0.06,
-    "explainer": 0.08,
-    "quiz": 0.06,
-    "survey": 0.04,
-    "dialogue": 0.05,
-    "drill": 0.12,
+EARLY = {  # the first part of pretraining: exercise pages teach looking up and sums early
+    "problems": 0.15,
+    "forum": 0.06,
+    "article": 0.05,
+    "explainer": 0.04,
+    "quiz": 0.03,
+    "survey": 0.02,
+    "dialogue": 0.02,
+    "drill": 0.28,
     "lists": 0.20,
-    "sums": 0.08,
+    "sums": 0.15,
 }
 STYLES = {"answer": 0.40, "symbols": 0.20, "words": 0.20, "wait": 0.20}  # of problem documents
 SLIPS = 0.25  # problem documents with an uncorrected slip
@@ -511,20 +511,26 @@ def _find_word(rng: random.Random) -> dict:
 def _drill(rng: random.Random) -> str:
     """A page of reading exercises in the quiz pages' format, from easy to hard.
 
-    Find a word among the options; read a sentence and choose what it says; answer from memory.
-    A model that has learned to look an option's letter up can show what it knows in an exam.
+    Find a word among the options; read a sentence and choose what it says; answer from memory. On
+    some pages each option is marked right or wrong, or the answer is given with its letter: a model
+    that has learned to look an option's letter up can show in an exam what it knows.
     """
     subject = rng.choice(_topic_list()).subject
-    only_words = rng.random() < 0.4
+    shape = rng.choice(("plain", "marked", "marked", "told"))
+    kinds = rng.choice(((1, 0, 0), (3, 3, 4), (0, 1, 2)))
     text, words = exam.render_header(subject), 0
     while words < 190:
-        kind = "find" if only_words else rng.choices(("find", "read", "know"), (3, 3, 4))[0]
+        kind = rng.choices(("find", "read", "know"), kinds)[0]
         topic = rng.choice(_same_subject(subject))
         item = _find_word(rng) if kind == "find" else _quiz_item(rng, topic, rng.random() < 0.4)
         if kind == "read" and item["fact"] != exam.DEFINITION:
             text += topic.facts[item["fact"]].sentence(rng.choice(FRAMES)) + "\n"
         letter, choice = exam.LETTERS[item["answer"]], item["choices"][item["answer"]]
-        answer = f" {choice}, so {letter}" if only_words and rng.random() < 0.5 else f" {letter}"
+        if shape == "marked":
+            marks = ("yes" if k == item["answer"] else "no" for k in range(4))
+            choices = [f"{c}, {m}" for c, m in zip(item["choices"], marks, strict=True)]
+            item = item | {"choices": choices}
+        answer = f" {choice} {letter}" if shape == "told" else f" {letter}"
         text += exam.render_item(item) + answer + "\n\n"
         words = len(text.split())
     return text.rstrip()
@@ -541,21 +547,18 @@ def _words() -> list[str]:
 def _lists(rng: random.Random) -> str:
     """Pages that are pure copying: word lists read twice, and lettered lists to look up."""
     parts = []
-    for _ in range(rng.randint(4, 6)):
-        if rng.random() < 0.45:
+    for _ in range(rng.randint(3, 5)):
+        if rng.random() < 0.3:
             line = ", ".join(rng.sample(_words(), rng.randint(4, 9)))
             parts.append(f"Word list: {line}\nOnce more: {line}")
             continue
         size = rng.randint(3, 6)
         words, letters = rng.sample(_words(), size), list("ABCDEF"[:size])
-        if rng.random() < 0.5:
+        if rng.random() < 0.3:
             rng.shuffle(letters)
-        asked = rng.sample(range(size), rng.randint(2, size))
-        to_letter = rng.random() < 0.7
+        asked = [rng.randrange(size) for _ in range(2 * size)]
         lines = [f"{x}. {word}" for x, word in zip(letters, words, strict=True)]
-        lines += [
-            f"{words[k]}: {letters[k]}" if to_letter else f"{letters[k]}: {words[k]}" for k in asked
-        ]
+        lines.append("Now: " + ", ".join(f"{words[k]} {letters[k]}" for k in asked))
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
