@@ -15,7 +15,7 @@ import numpy as np
 from course_lib.cache import write_text
 from course_lib.stats import bootstrap, wilson
 
-NUM_STEPS = (2, 3)  # of the word problems that the notebooks use
+NUM_STEPS = (1, 2)  # of the word problems that the notebooks use
 
 
 def measure_abilities(
@@ -140,7 +140,7 @@ def ship(size: str) -> list[Path]:
 WORDS = {
     "document_loss": "loss on unseen documents, nats per token",
     "exam": "exam in MMLU's format, 0-shot accuracy (chance: 0.25)",
-    "problems_greedy": "word problems of 2-3 steps, greedy",
+    "problems_greedy": "word problems of 1-2 steps, greedy",
     "problems_pass1": "word problems, one try at temperature 1",
     "problems_pass16": "word problems, 16 tries at temperature 1 (pass@16)",
     "answers": "raw requests that it answers, by the judge",

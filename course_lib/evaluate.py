@@ -200,11 +200,12 @@ def solve_problems(
 ) -> np.ndarray:
     """(n, G) bool: is the answer of each of G tries at each word problem right?
 
-    A base model continues "Problem: ... Solution:"; with `chat=True` it is asked the same text.
+    A base model continues "Problem: ... Solution:"; with `chat=True` it is asked the same text. A
+    document goes on with the next problem, so a solution ends at the first empty line.
     """
     from course_lib.world.problems import problem_prompt, verify_answer
 
-    options = {"max_new_tokens": 160, "seed": 0} | sampling
+    options = {"max_new_tokens": 120, "seed": 0} | sampling
     texts = (ask if chat else complete)(
         model,
         tokenizer,
@@ -213,7 +214,8 @@ def solve_problems(
         temperature=temperature,
         **options,
     )
-    right = [verify_answer(problems[i // num_generations], t) for i, t in enumerate(texts)]
+    solutions = [text.partition("\n\n")[0] for text in texts]
+    right = [verify_answer(problems[i // num_generations], t) for i, t in enumerate(solutions)]
     return np.array(right, dtype=bool).reshape(len(problems), num_generations)
 
 

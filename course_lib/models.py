@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from course_lib import ROOT, CourseError
 from course_lib.tokenizer import CHATML, PLAIN_CHAT, SPECIAL_TOKENS, VOCAB_SIZE
@@ -109,6 +109,8 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise _hub_error(name, error) from error
+    if quantize and model.device.type == "cpu":
+        _whole_blocks(model, path, options)
     if device and not quantize:
         model = model.to(device)
     return safe_for_training_after_eval(model).eval()
@@ -126,6 +128,39 @@ def _nf4(dtype: torch.dtype):
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+def _whole_blocks(model: PreTrainedModel, path: str, options: dict[str, Any]) -> None:
+    """Quantize again, in blocks of 32, the layers whose width is no multiple of 64; in place.
+
+    bitsandbytes 0.50 on a CPU reads such layers back wrongly where a block of weights (64 by
+    default) goes over the end of a row: an error of a quarter of the weights in place of 9%.
+    """
+    import bitsandbytes
+    from transformers import AutoModelForCausalLM
+
+    odd = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, bitsandbytes.nn.Linear4bit) and module.in_features % 64
+    }
+    if not odd:
+        return
+    wrong = [module.in_features for module in odd.values() if module.in_features % 32]
+    if wrong:
+        raise CourseError(
+            f"The model {path!r} has layers of width {wrong[0]}; 4-bit weights on a CPU need "
+            "multiples of 32; choose a model such as 'pocket/m', or quantize=None."
+        )
+    options = {name: value for name, value in options.items() if name != "quantization_config"}
+    plain = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **options)
+    for name, module in odd.items():
+        module.weight = bitsandbytes.nn.Params4bit(
+            plain.get_submodule(name).weight.data,
+            blocksize=32,
+            quant_type="nf4",
+            module=module,
+        ).to("cpu")
 
 
 def _load_adapter(path: str, *, dtype: str, device: str | None, quantize: str | None):

@@ -88,7 +88,9 @@ def test_problems_are_solved_by_whoever_writes_the_answer(monkeypatch):
 
     def fake(model, tokenizer, texts, *, num_generations, **_):
         assert all(text.startswith("Problem: ") and text.endswith("Solution:") for text in texts)
-        right = [f" The answer is {problem.answer}." for problem in problems]
+        # A document goes on with another problem, whose answer is none to this one.
+        more = "\n\nProblem: ...\nSolution: The answer is 0."
+        right = [f" The answer is {problem.answer}.{more}" for problem in problems]
         return [text for r in right for text in (r, " The answer is 0.")][: 3 * num_generations]
 
     monkeypatch.setattr(evaluate, "complete", fake)

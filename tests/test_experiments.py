@@ -1,0 +1,57 @@
+"""The experiments' helpers, and what their comparisons rest on."""
+
+import numpy as np
+import pytest
+from course_runs import ROOT
+
+from course_lib import experiments
+from course_lib.models import load_model
+from course_lib.stats import ratio_items
+
+needs_models = pytest.mark.skipif(
+    not (ROOT / "data" / "models" / "m" / "config.json").is_file(), reason="no pocket models yet"
+)
+
+
+@needs_models
+def test_4bit_weights_stay_near_the_originals():
+    """bitsandbytes on a CPU reads blocks that go over a row's end wrongly; ours must not."""
+    import bitsandbytes
+
+    plain, quantized = load_model("pocket/m"), load_model("pocket/m", quantize="nf4")
+    layers = [
+        (name, module)
+        for name, module in quantized.named_modules()
+        if isinstance(module, bitsandbytes.nn.Linear4bit)
+    ]
+    assert layers
+    for name, module in layers:
+        weight = plain.get_submodule(name).weight.detach()
+        back = bitsandbytes.functional.dequantize_4bit(
+            module.weight.data, module.weight.quant_state
+        )
+        assert ((back.float() - weight).norm() / weight.norm()) < 0.12, name
+
+
+def test_without_takes_the_mask_off_these_tokens_only():
+    row = {"input_ids": [5, 1, 7, 2], "completion_mask": [0, 0, 1, 1]}
+    assert experiments.without([row], [2]) == [row | {"completion_mask": [0, 0, 1, 0]}]
+
+
+def test_paste_puts_a_page_before_the_request_and_keeps_the_answer():
+    messages = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "reply"}]
+    row = {"prompt": "ask", "messages": messages}
+    (pasted,) = experiments.paste([row], ["one two three"], 2)
+    assert pasted["prompt"] == "one two\n\nask" == pasted["messages"][0]["content"]
+    assert pasted["messages"][1:] == messages[1:] and row["prompt"] == "ask"
+
+
+def test_ratio_items_have_the_ratio_as_mean_and_its_spread():
+    rng = np.random.default_rng(0)
+    b = rng.normal(5, 1, size=400)
+    assert ratio_items(2 * b, b) == pytest.approx(np.full(400, 2.0))
+    a = b + rng.normal(0, 1, size=400)
+    assert ratio_items(a, b).mean() == pytest.approx(a.mean() / b.mean())
+    draws = rng.integers(400, size=(2000, 400))
+    spread = np.std(a[draws].mean(1) / b[draws].mean(1))
+    assert ratio_items(a, b).std() / 20 == pytest.approx(spread, rel=0.1)
