@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from course_lib.history import History
     from course_lib.profiles import Course
 
-ANSWER = 110  # new tokens of an answer at most
+SAMPLING = {"max_new_tokens": 110, "temperature": 0.7}  # of every answer
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Measured:
 def load_held_out(course: Course, tokenizer, num_prompts: int) -> HeldOut:
     """Prompts, 128 demonstrations and 100 documents; four tries per prompt with `full` effort."""
     prompts = sources.prompt_rows(course, "test", num_prompts)
-    room = course.context - ANSWER
+    room = course.context - SAMPLING["max_new_tokens"]
     fit = [row for row in prompts if len(render_prompt(tokenizer, row["prompt"])) <= room]
     rows = sources.instruction_rows(course, 128, split="test", seed=7, kinds=["explain"])
     documents = sources.document_texts(course, 100, seed=9)
@@ -106,8 +106,7 @@ def measure(
     """
     claim, condition, x, seed = place
     prompts = held_out.prompts * held_out.tries
-    options = {"chat": chat, "seed": seed, "max_new_tokens": ANSWER}
-    answers = answer_rows(course, model, tokenizer, prompts, **options)
+    answers = answer_rows(course, model, tokenizer, prompts, chat=chat, seed=seed, **SAMPLING)
     rendered = render_rows(course, tokenizer, held_out.rows)
     loss, tokens = completion_losses(model, rendered, course.context)
     nats, length = document_losses(model, tokenizer, held_out.documents, course.context)
@@ -279,8 +278,7 @@ def refusals(course: Course, model, tokenizer, kind: str, seed: int) -> np.ndarr
     from course_lib.world.judge import is_refusal
 
     rows = sources.prompt_rows(course, "test", 56, kind=kind)
-    sampling = {"seed": seed, "max_new_tokens": 60}
-    texts = answer_rows(course, model, tokenizer, rows * 4, **sampling).texts
+    texts = answer_rows(course, model, tokenizer, rows * 4, seed=seed, **SAMPLING).texts
     return np.array([float(is_refusal(text)) for text in texts])
 
 

@@ -93,6 +93,8 @@ def silence() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     warnings.filterwarnings("ignore", message=".*IProgress not found.*")
+    # transformers to itself, when TRL asks whether activations are recomputed
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
     if "transformers" in sys.modules:
         from transformers.utils import logging as transformers_logging
 
