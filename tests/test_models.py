@@ -84,8 +84,8 @@ def test_lora_is_merged_on_saving_and_the_original_is_left_alone(tmp_path):
 
 
 def test_nf4_is_small_and_its_adapter_is_saved_and_found_again(tmp_path):
-    model = load_model(str(tiny_folder()), quantize="nf4")
-    full, tokenizer = tiny()
+    model = load_model(str(tiny_folder("smollm2")), quantize="nf4")
+    full, tokenizer = tiny("smollm2")
     assert num_parameters(model) == num_parameters(full)
     assert model_bytes(model) < 0.75 * model_bytes(full)  # embeddings stay as they were
     model = add_lora(model, r=2)

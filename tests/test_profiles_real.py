@@ -76,7 +76,7 @@ def smollm2(layers: int):
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=400,
-            hidden_size=144,
+            hidden_size=288,
             intermediate_size=384,
             num_hidden_layers=layers,
             num_attention_heads=9,
