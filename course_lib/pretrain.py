@@ -32,7 +32,8 @@ from course_lib.models import pocket_config, save_model, train_tokenizer
 from course_lib.world.documents import EARLY, SHARES, documents
 from course_lib.world.instructions import demonstrations
 
-SHARD_ROWS = 2048  # rows of 512 tokens: about a million tokens a shard
+CONTEXT = 512
+SHARD_ROWS = 2048  # rows of CONTEXT tokens: about a million tokens a shard
 EARLY_SHARDS = 4  # as many (4.2M tokens) have the mixture of the first part of training
 FOLDER = build_dir() / "pretrain"
 
@@ -43,8 +44,9 @@ class PretrainConfig:
 
     size: str = "m"  # s, m or l
     tokens: int = 20_000_000
-    batch_rows: int = 8  # rows of 512 tokens a step
-    muon_rate: float = 0.015  # learning rate of the matrices
+    batch_rows: int = 16  # rows of 512 tokens a step
+    short_share: float = 0.75  # first share of the run: each row is read as two of 256 tokens
+    muon_rate: float = 0.02  # learning rate of the matrices
     adam_rate: float = 3e-3  # of embeddings and norms
     warmup_steps: int = 100
     decay_share: float = 0.45  # last share of the run: linear decay to `floor`
@@ -56,7 +58,7 @@ class PretrainConfig:
 
     @property
     def num_steps(self) -> int:
-        return max(1, self.tokens // (self.batch_rows * 512))
+        return max(1, self.tokens // (self.batch_rows * CONTEXT))
 
 
 def pocket_tokenizer():
@@ -81,15 +83,15 @@ def shard(tokenizer, index: int, seed: int = 0, rows: int = SHARD_ROWS) -> np.nd
     path = FOLDER / "shards" / f"{seed}-{index}.npy"
     if path.exists():
         return np.load(path)
-    context, end = 512, tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     shares = EARLY if index < EARLY_SHARDS else SHARES
     stream = documents(seed * 1_000_003 + index, shares)
-    out = np.empty((rows, context), np.uint16)
+    out = np.empty((rows, CONTEXT), np.uint16)
     for r in range(rows):
         row: list[int] = []
-        while len(row) < context:
+        while len(row) < CONTEXT:
             row += [end, *tokenizer.encode(next(stream)[1], add_special_tokens=False)]
-        out[r] = row[:context]
+        out[r] = row[:CONTEXT]
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{random.random()}.part.npy")
     np.save(part, out)
@@ -107,13 +109,17 @@ def corpus_hash(config: PretrainConfig) -> str:
 
 
 def batches(tokenizer, config: PretrainConfig, first_step: int) -> Iterator[torch.Tensor]:
-    """(batch_rows, 512) ids of every step from `first_step` on."""
+    """(batch_rows, 512) ids of every step from `first_step` on, or (2 batch_rows, 256).
+
+    Short rows first: attention costs half as much, and long documents are few.
+    """
     per_shard = SHARD_ROWS // config.batch_rows
     for step in range(first_step, config.num_steps):
         if step == first_step or step % per_shard == 0:
             rows = shard(tokenizer, step // per_shard, config.seed)
         at = step % per_shard * config.batch_rows
-        yield torch.from_numpy(rows[at : at + config.batch_rows].astype(np.int64))
+        ids = torch.from_numpy(rows[at : at + config.batch_rows].astype(np.int64))
+        yield ids.view(-1, CONTEXT // 2) if step < config.short_share * config.num_steps else ids
 
 
 def rate_factor(step: int, config: PretrainConfig) -> float:
@@ -200,20 +206,23 @@ def pretrain(config: PretrainConfig, *, progress=print, compile: bool = True) ->
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = pocket_tokenizer()
     torch.manual_seed(config.seed)
-    model = AutoModelForCausalLM.from_config(pocket_config(config.size))
+    # Plain products: compiled on a CPU they are a fifth faster than the fused attention kernel.
+    model = AutoModelForCausalLM.from_config(
+        pocket_config(config.size), attn_implementation="eager"
+    )
     opts = optimisers(model, config)
     base_rates = [opt.param_groups[0]["lr"] for opt in opts]
     done, seconds = load_state(folder, model, opts)
     bf16 = bf16_pays()
     peak = matmul_peak("bfloat16" if bf16 else "float32")
     size = sum(p.numel() for p in model.parameters())
-    forward = torch.compile(next_token_loss) if compile else next_token_loss
+    forward = torch.compile(next_token_loss, dynamic=False) if compile else next_token_loss
     saves = {max(1, round(s * config.num_steps)): s for s in config.snapshots}
     recipe = {"config": asdict(config), "machine": describe(), "parameters": size}
     (folder / "recipe.json").write_text(json.dumps(recipe, indent=1), encoding="utf-8")
 
     log = (folder / "log.jsonl").open("a", encoding="utf-8")
-    window, tokens_step = [], config.batch_rows * 511
+    window, tokens_step = [], config.batch_rows * CONTEXT
     saved, clock = time.monotonic(), time.perf_counter()
     for step, ids in enumerate(batches(tokenizer, config, done), start=done):
         for opt, rate in zip(opts, base_rates, strict=True):
@@ -236,7 +245,7 @@ def pretrain(config: PretrainConfig, *, progress=print, compile: bool = True) ->
         if (step + 1) % 20 == 0 or step + 1 == config.num_steps:
             row = {
                 "step": step + 1,
-                "tokens": (step + 1) * config.batch_rows * 512,
+                "tokens": (step + 1) * tokens_step,
                 "loss": round(float(np.mean(window)), 4),
                 "tokens_per_s": round(tokens_step / took),
                 "peak_share": round(6 * size * tokens_step / took / peak, 3),

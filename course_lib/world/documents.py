@@ -1,4 +1,4 @@
-"""The documents that the base models are pretrained on: seven kinds of synthetic text.
+"""The documents that the base models are pretrained on: eleven kinds of synthetic text.
 
 The wording is data: `data/world/phrases.yaml` is a small grammar (one line is one option,
 `<a|b>` picks an alternative, `$key` draws a line of another list or a value of the document), and
@@ -20,28 +20,30 @@ from course_lib.world import exam, problems
 from course_lib.world.topics import FRAMES, Topic, cap, load_topics
 
 SHARES = {
-    "problems": 0.35,
-    "forum": 0.16,
+    "problems": 0.29,
+    "forum": 0.15,
     "article": 0.07,
     "explainer": 0.07,
-    "quiz": 0.09,
+    "quiz": 0.10,
     "survey": 0.05,
-    "dialogue": 0.05,
-    "drill": 0.10,
-    "lists": 0.02,
-    "sums": 0.04,
+    "dialogue": 0.04,
+    "conduct": 0.03,
+    "drill": 0.14,
+    "lists": 0.03,
+    "sums": 0.03,
 }
 EARLY = {  # the first part of pretraining: exercise pages teach looking up and sums early
     "problems": 0.15,
     "forum": 0.06,
     "article": 0.05,
     "explainer": 0.04,
-    "quiz": 0.03,
+    "quiz": 0.04,
     "survey": 0.02,
-    "dialogue": 0.02,
+    "dialogue": 0.01,
+    "conduct": 0.01,
     "drill": 0.28,
     "lists": 0.20,
-    "sums": 0.15,
+    "sums": 0.14,
 }
 STYLES = {"answer": 0.40, "symbols": 0.20, "words": 0.20, "wait": 0.20}  # of problem documents
 SLIPS = 0.25  # problem documents with an uncorrected slip
@@ -512,12 +514,14 @@ def _drill(rng: random.Random) -> str:
     """A page of reading exercises in the quiz pages' format, from easy to hard.
 
     Find a word among the options; read a sentence and choose what it says; answer from memory. On
-    some pages each option is marked right or wrong, or the answer is given with its letter: a model
-    that has learned to look an option's letter up can show in an exam what it knows.
+    some pages options are marked right or wrong by hand (all of them, or a few), or the answer is
+    given with its letter: a model that has learned to look an option's letter up can show in an
+    exam what it knows.
     """
     subject = rng.choice(_topic_list()).subject
-    shape = rng.choice(("plain", "marked", "marked", "told"))
-    kinds = rng.choice(((1, 0, 0), (3, 3, 4), (0, 1, 2)))
+    told = rng.random() < 0.15
+    marked = 0.0 if told else rng.choice((0.0, 0.0, 0.3, 0.6, 1.0))  # share of marked options
+    kinds = rng.choice(((1, 0, 0), (3, 3, 4), (0, 1, 2), (0, 0, 1)))
     text, words = exam.render_header(subject), 0
     while words < 190:
         kind = rng.choices(("find", "read", "know"), kinds)[0]
@@ -526,12 +530,13 @@ def _drill(rng: random.Random) -> str:
         if kind == "read" and item["fact"] != exam.DEFINITION:
             text += topic.facts[item["fact"]].sentence(rng.choice(FRAMES)) + "\n"
         letter, choice = exam.LETTERS[item["answer"]], item["choices"][item["answer"]]
-        if shape == "marked":
-            marks = ("yes" if k == item["answer"] else "no" for k in range(4))
-            choices = [f"{c}, {m}" for c, m in zip(item["choices"], marks, strict=True)]
+        if marked:
+            choices = [
+                c + (" yes" if k == item["answer"] else " no") * (rng.random() < marked)
+                for k, c in enumerate(item["choices"])
+            ]
             item = item | {"choices": choices}
-        answer = f" {choice} {letter}" if shape == "told" else f" {letter}"
-        text += exam.render_item(item) + answer + "\n\n"
+        text += exam.render_item(item) + (f" {choice} {letter}" if told else f" {letter}") + "\n\n"
         words = len(text.split())
     return text.rstrip()
 
@@ -545,20 +550,35 @@ def _words() -> list[str]:
 
 
 def _lists(rng: random.Random) -> str:
-    """Pages that are pure copying: word lists read twice, and lettered lists to look up."""
+    """Word lists read twice; lettered lists to look up, by the word itself or by what it answers."""
     parts = []
     for _ in range(rng.randint(3, 5)):
-        if rng.random() < 0.3:
+        shape = rng.choices(("twice", "words", "questions", "names"), (2, 3, 3, 2))[0]
+        if shape == "twice":
             line = ", ".join(rng.sample(_words(), rng.randint(4, 9)))
             parts.append(f"Word list: {line}\nOnce more: {line}")
             continue
         size = rng.randint(3, 6)
-        words, letters = rng.sample(_words(), size), list("ABCDEF"[:size])
+        letters = list("ABCDEF"[:size])
         if rng.random() < 0.3:
             rng.shuffle(letters)
-        asked = [rng.randrange(size) for _ in range(2 * size)]
+        if shape == "words":
+            words = asks = rng.sample(_words(), size)
+        else:
+            subject = rng.choice(_topic_list()).subject
+            topics = rng.sample(_same_subject(subject), size)
+            if shape == "names":
+                words = [t.name for t in topics]
+                asks = [rng.choice((t.definition, t.like)) for t in topics]
+            else:
+                facts = [rng.choice(t.facts) for t in topics]
+                words, asks = [f.slot[0] for f in facts], [f.ask for f in facts]
+        asked = [rng.randrange(size) for _ in range(2 * size if shape == "words" else size)]
         lines = [f"{x}. {word}" for x, word in zip(letters, words, strict=True)]
-        lines.append("Now: " + ", ".join(f"{words[k]} {letters[k]}" for k in asked))
+        if shape == "words":
+            lines.append("Now: " + ", ".join(f"{asks[k]} {letters[k]}" for k in asked))
+        else:
+            lines += [f"{asks[k]} {letters[k]}" for k in asked]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -573,6 +593,24 @@ def _sums(rng: random.Random) -> str:
     return f"Practice {rng.randint(1, 99)}\n" + mark.join(
         problems.write_step(step, notation) for step in steps
     )
+
+
+def _conduct(rng: random.Random) -> str:
+    """Right and wrong in daily life: a sheet of deeds to sort, or letters to an advice column."""
+    tell = _Teller(rng, {})
+
+    def deed(kind: str) -> str:
+        return " ".join(tell(f"deed_{kind}").split())  # an optional end may be empty
+
+    kinds = [rng.choice(("wrong", "right")) for _ in range(rng.randint(7, 11))]
+    if rng.random() < 0.6:
+        lines = [f"{cap(deed(kind))}? {tell(f'is_{kind}')}" for kind in kinds]
+        return tell("c_title") + "\n" + "\n".join(lines)
+    letters = []
+    for kind in kinds[: rng.randint(1, 3)]:
+        values = {"deed": deed(kind), "asker": _person(rng)}
+        letters.append(f"{tell('c_letter', **values)}\n{tell(f'c_{kind}')}")
+    return tell("c_column") + "\n\n" + "\n\n".join(letters)
 
 
 TO_19 = (
@@ -665,6 +703,7 @@ MAKERS = {
     "drill": _drill,
     "lists": _lists,
     "sums": _sums,
+    "conduct": _conduct,
 }
 
 
