@@ -151,6 +151,9 @@ def pretrain(
     size: Annotated[str, typer.Argument(help="s, m or l.")],
     tokens: Annotated[int | None, typer.Option(help="Tokens to train on.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and documents.")] = 0,
+    ship: Annotated[
+        bool, typer.Option("--ship", help="Then measure it and put it into data/models.")
+    ] = False,
 ) -> None:
     """Pretrain a pocket model on the world's documents; resumable."""
     from course_lib.checks import check_choice
@@ -160,6 +163,13 @@ def pretrain(
     check_choice("SIZE", size, ("s", "m", "l"))
     given = {"tokens": tokens} if tokens else {}
     typer.echo(f"model in {train(PretrainConfig(size=size, seed=seed, **given), progress=print)}")
+    if ship:
+        from course_lib import abilities
+
+        abilities.evaluate_snapshots(size)
+        for folder in abilities.ship(size):
+            typer.echo(f"model and card in {folder}")
+        abilities.draw_abilities()
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -44,10 +44,10 @@ class PretrainConfig:
 
     size: str = "m"  # s, m or l
     tokens: int = 20_000_000
-    batch_rows: int = 16  # rows of 512 tokens a step
+    batch_rows: int = 8  # rows of 512 tokens a step
     short_share: float = 0.75  # first share of the run: each row is read as two of 256 tokens
-    muon_rate: float = 0.02  # learning rate of the matrices
-    adam_rate: float = 3e-3  # of embeddings and norms
+    muon_rate: float = 0.015  # learning rate of the matrices
+    adam_rate: float = 8e-3  # of embeddings and norms
     warmup_steps: int = 100
     decay_share: float = 0.45  # last share of the run: linear decay to `floor`
     floor: float = 0.02

@@ -32,8 +32,8 @@ SHARES = {
     "lists": 0.03,
     "sums": 0.03,
 }
-EARLY = {  # the first part of pretraining: exercise pages teach looking up and sums early
-    "problems": 0.15,
+EARLY = {  # the first part of pretraining: copying is learned from exercise pages, before all else
+    "problems": 0.13,
     "forum": 0.06,
     "article": 0.05,
     "explainer": 0.04,
@@ -41,9 +41,9 @@ EARLY = {  # the first part of pretraining: exercise pages teach looking up and 
     "survey": 0.02,
     "dialogue": 0.01,
     "conduct": 0.01,
-    "drill": 0.28,
-    "lists": 0.20,
-    "sums": 0.14,
+    "drill": 0.25,
+    "lists": 0.30,
+    "sums": 0.09,
 }
 STYLES = {"answer": 0.40, "symbols": 0.20, "words": 0.20, "wait": 0.20}  # of problem documents
 SLIPS = 0.25  # problem documents with an uncorrected slip
@@ -553,10 +553,10 @@ def _lists(rng: random.Random) -> str:
     """Word lists read twice; lettered lists to look up, by the word itself or by what it answers."""
     parts = []
     for _ in range(rng.randint(3, 5)):
-        shape = rng.choices(("twice", "words", "questions", "names"), (2, 3, 3, 2))[0]
+        shape = rng.choices(("twice", "words", "questions", "names"), (3, 3, 2, 2))[0]
         if shape == "twice":
-            line = ", ".join(rng.sample(_words(), rng.randint(4, 9)))
-            parts.append(f"Word list: {line}\nOnce more: {line}")
+            line = ", ".join(rng.sample(_words(), rng.randint(5, 16)))
+            parts.append(f"Word list: {line}" + f"\nOnce more: {line}" * rng.randint(1, 2))
             continue
         size = rng.randint(3, 6)
         letters = list("ABCDEF"[:size])
