@@ -550,7 +550,7 @@ def _words() -> list[str]:
 
 
 def _lists(rng: random.Random) -> str:
-    """Word lists read twice; lettered lists to look up, by the word itself or by what it answers."""
+    """Word lists read twice; lettered lists to look up, by the word or by what it answers."""
     parts = []
     for _ in range(rng.randint(3, 5)):
         shape = rng.choices(("twice", "words", "questions", "names"), (3, 3, 2, 2))[0]
