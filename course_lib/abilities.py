@@ -26,7 +26,12 @@ def measure_abilities(
     `document_loss` is in nats per token; the others are shares.
     """
     from course_lib.chat import complete
-    from course_lib.evaluate import multiple_choice, pass_at_k, solve_problems
+    from course_lib.evaluate import (
+        multiple_choice,
+        multiple_choice_by_text,
+        pass_at_k,
+        solve_problems,
+    )
     from course_lib.models import load_model, load_tokenizer
     from course_lib.sft import document_losses
     from course_lib.world.documents import documents
@@ -38,7 +43,9 @@ def measure_abilities(
     model, tokenizer = load_model(str(folder)), load_tokenizer(str(folder))
     texts = [text for _, text in islice(documents(seed=9_000_000), 200)]
     losses, counts = document_losses(model, tokenizer, texts)
-    exam = multiple_choice(model, tokenizer, exam_items(items, seed=1))
+    questions = exam_items(items, seed=1)
+    letters = multiple_choice(model, tokenizer, questions).correct
+    named = multiple_choice_by_text(model, tokenizer, questions).correct
     sums = problem_set(problems, seed=9_000_000, num_steps=list(NUM_STEPS), split="test")
     greedy = solve_problems(model, tokenizer, sums, num_generations=1, temperature=0.0)
     tries = solve_problems(model, tokenizer, sums, num_generations=16, temperature=1.0)
@@ -49,7 +56,8 @@ def measure_abilities(
     answered = [is_answer(row, text) for row, text in zip(rows, answers, strict=True)]
     return {
         "document_loss": list(bootstrap(losses / counts)),
-        "exam": list(wilson(int(exam.correct.sum()), len(exam.correct))),
+        "exam": list(wilson(int(named.sum()), items)),
+        "exam_letters": list(wilson(int(letters.sum()), items)),
         "problems_greedy": list(wilson(int(greedy.sum()), len(sums))),
         "problems_pass1": list(bootstrap(tries.mean(1))),
         "problems_pass16": list(bootstrap(np.array([pass_at_k(row, 16) for row in tries]))),
@@ -139,7 +147,8 @@ def ship(size: str) -> list[Path]:
 
 WORDS = {
     "document_loss": "loss on unseen documents, nats per token",
-    "exam": "exam in MMLU's format, 0-shot accuracy (chance: 0.25)",
+    "exam": "exam in MMLU's format, 0-shot, by the options' texts (chance: 0.25)",
+    "exam_letters": "the same by the options' letters, as MMLU is scored",
     "problems_greedy": "word problems of 1-2 steps, greedy",
     "problems_pass1": "word problems, one try at temperature 1",
     "problems_pass16": "word problems, 16 tries at temperature 1 (pass@16)",
@@ -206,7 +215,7 @@ def draw_abilities():
     fig, axes = subplots(2, 3, figsize=(10, 5.6), sharex=True)
     panels = [
         ("training_loss", "training loss (nats per token)"),
-        ("exam", "exam, 0-shot accuracy"),
+        ("exam", "exam, 0-shot (dashed: by letter)"),
         ("answers", "raw requests answered"),
         ("problems_greedy", "word problems, greedy"),
         ("problems_pass1", "word problems, one try"),
@@ -226,6 +235,10 @@ def draw_abilities():
                 ax.set_ylim(-0.03, 1.03)
             ax.plot(rows["tokens"], rows["value"], **look)
         if measure == "exam":
+            for order, size in enumerate("sml"):
+                rows = frame[(frame["size"] == size) & (frame["measure"] == "exam_letters")]
+                rows = rows.sort_values("tokens")
+                ax.plot(rows["tokens"], rows["value"], **series(order, marker="", linestyle="--"))
             ax.axhline(0.25, color="#777777", lw=1, ls=":")
         ax.set_xscale("log")
         ax.set_title(title)

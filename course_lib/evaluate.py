@@ -24,8 +24,8 @@ class MCResult:
     """What a model answered to n multiple-choice items with K = 4 options."""
 
     correct: np.ndarray  # (n,) bool
-    predicted: np.ndarray  # (n,) index of the likeliest letter
-    letter_probs: np.ndarray  # (n, K) probabilities of the letters, rescaled to sum to 1
+    predicted: np.ndarray  # (n,) index of the likeliest option
+    probs: np.ndarray  # (n, K) probabilities of the options, rescaled to sum to 1
     answers: np.ndarray  # (n,) index of the right letter
 
     @property
@@ -46,7 +46,7 @@ class MCResult:
     @property
     def prior(self) -> np.ndarray:
         """The letters' mean probability over the items, (K,): what is believed before reading."""
-        return self.letter_probs.mean(0)
+        return self.probs.mean(0)
 
     @property
     def prior_corrected(self) -> np.ndarray:
@@ -54,7 +54,7 @@ class MCResult:
 
         Source: batch calibration, Zhou et al. 2023, arXiv:2309.17249.
         """
-        return (self.letter_probs / self.prior).argmax(-1) == self.answers
+        return (self.probs / self.prior).argmax(-1) == self.answers
 
 
 def _mc_prompt(tokenizer, item: dict, shots: list[dict], longest: int) -> list[int]:
@@ -131,6 +131,34 @@ def multiple_choice(
         logits = head(states)[:, letters]
         probs[group] = logits.double().softmax(-1).cpu().numpy()
     model.train(was_training)
+    return _mc_result(items, probs)
+
+
+def multiple_choice_by_text(model: torch.nn.Module, tokenizer, items: Sequence[dict]) -> MCResult:
+    """Score `items` by what the options say: the likeliest text in place of a letter, 0-shot.
+
+    The prompt is that of `multiple_choice`, options included; an option's score is the sum of its
+    tokens' log-probabilities. A small model often knows an answer and cannot name its letter.
+
+    Source: Gu et al. 2024 (OLMES), arXiv:2406.08446, on why small models are scored like this.
+    """
+    from course_lib.sft import completion_losses
+
+    longest, rows = model.config.max_position_embeddings, []
+    for item in items:
+        prompt = _mc_prompt(tokenizer, item, [], longest)
+        for choice in item["choices"]:
+            text = tokenizer(f" {choice}", add_special_tokens=False)["input_ids"]
+            mask = [0] * len(prompt) + [1] * len(text)
+            row = {"input_ids": prompt + text, "completion_mask": mask}
+            rows.append({name: values[-longest:] for name, values in row.items()})
+    losses, _ = completion_losses(model, rows, longest)
+    logps = -losses.reshape(len(items), -1)  # (n, K)
+    probs = np.exp(logps - logps.max(-1, keepdims=True))
+    return _mc_result(items, probs / probs.sum(-1, keepdims=True))
+
+
+def _mc_result(items: Sequence[dict], probs: np.ndarray) -> MCResult:
     predicted = probs.argmax(-1)
     answers = np.array([item["answer"] for item in items])
     return MCResult(predicted == answers, predicted, probs, answers)

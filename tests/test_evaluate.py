@@ -12,6 +12,7 @@ from course_lib.evaluate import (
     exact_match,
     judge_answers,
     multiple_choice,
+    multiple_choice_by_text,
     pass_at_k,
     solve_problems,
     win_rate,
@@ -35,16 +36,32 @@ def test_multiple_choice_by_hand(shots):
         ids += tokenizer("Answer: A")["input_ids"][len(tokenizer("Answer:")["input_ids"]) : -1]
         with torch.no_grad():
             probs = model(torch.tensor([ids])).logits[0, -1, letters].softmax(-1)
-        assert result.letter_probs[i] == pytest.approx(probs.numpy(), abs=1e-4)
+        assert result.probs[i] == pytest.approx(probs.numpy(), abs=1e-4)
         assert result.predicted[i] == probs.argmax()
     assert result.accuracy == np.mean(result.predicted == [item["answer"] for item in items])
     assert result.letter_shares.sum() == pytest.approx(1) and len(result.letters) == 12
 
 
+def test_multiple_choice_by_text_by_hand():
+    model, tokenizer = tiny()
+    model.config.max_position_embeddings = 2048
+    items = exam_items(3, seed=0)
+    result = multiple_choice_by_text(model, tokenizer, items)
+    for i, item in enumerate(items):
+        prompt = [tokenizer.eos_token_id, *tokenizer(render_prompt(item))["input_ids"]]
+        sums = []
+        for choice in item["choices"]:
+            text = tokenizer(f" {choice}", add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                logprobs = model(torch.tensor([prompt + text])).logits[0].log_softmax(-1)
+            sums.append(sum(logprobs[len(prompt) + t - 1, id] for t, id in enumerate(text)))
+        assert result.probs[i] == pytest.approx(torch.stack(sums).softmax(0).numpy(), abs=1e-4)
+
+
 def test_worked_examples_are_dropped_where_the_context_is_short():
     model, tokenizer = tiny()
     items = exam_items(4, seed=0)
-    assert multiple_choice(model, tokenizer, items, shots=5).letter_probs.shape == (4, 4)
+    assert multiple_choice(model, tokenizer, items, shots=5).probs.shape == (4, 4)
 
 
 def test_letter_bias_is_taken_out():
