@@ -199,6 +199,14 @@ def record_size(course: Course, model, *place: Any) -> None:
     course.results.add(*place, "MB of gradients and AdamW", 12 * trainable / 1e6)
 
 
+def record_again(course: Course, old: tuple, new: tuple) -> None:
+    """Record at the place `new` what is recorded at `old`: one training serves two comparisons."""
+    claim, condition, x, seed = old
+    rows = course.results.frame(claim, condition=condition)
+    for row in rows[(rows["x"] == x) & (rows["seed"] == seed)].itertuples():
+        course.results.add(*new, row.measure, row.value)
+
+
 def memory_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Megabytes of weights and of what training adds, one line a method, from recorded sizes."""
     table = rows[rows["measure"].str.startswith("MB of ")].assign(

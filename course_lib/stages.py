@@ -210,27 +210,42 @@ def exam_by_seed(
     models: dict[int, tuple[Any, Any]],
     items: list[dict],
     dev: dict[str, list[dict]],
-    shots: tuple[int, ...] = (0, 5),
-) -> dict[int, list[Any]]:
-    """Results of `multiple_choice` by number of shots, one a seed; recorded as claim 1.2.
+) -> dict[str, list[Any]]:
+    """The exam by letter, 0-shot and 5-shot, and by text: one `MCResult` a seed; claim 1.2's rows.
 
     A model that stands for several seeds is scored once.
     """
-    from course_lib.evaluate import LETTERS, multiple_choice
+    from course_lib.evaluate import LETTERS, multiple_choice, multiple_choice_by_text
 
-    found: dict[int, list[Any]] = {n: [] for n in shots}
-    for n in shots if items else ():
+    ways: dict[str, Callable] = {
+        "letter, 0-shot": lambda *pair: multiple_choice(*pair, items, 0),
+        "letter, 5-shot": lambda *pair: multiple_choice(*pair, items, 5, dev.get),
+        "text, 0-shot": lambda *pair: multiple_choice_by_text(*pair, items),
+    }
+    found: dict[str, list[Any]] = {way: [] for way in ways}
+    for way, score in ways.items() if items else ():
         scored: dict[int, Any] = {}
-        for seed, (model, tokenizer) in models.items():
-            if id(model) not in scored:
-                scored[id(model)] = multiple_choice(model, tokenizer, items, n, dev.get)
-            mark = scored[id(model)]
-            found[n].append(mark)
-            course.results.add("1.2", name, n, seed, "accuracy", mark.accuracy)
+        for seed, pair in models.items():
+            if id(pair[0]) not in scored:
+                scored[id(pair[0])] = score(*pair)
+            mark = scored[id(pair[0])]
+            found[way].append(mark)
+            course.results.add("1.2", name, way, seed, "accuracy", mark.accuracy)
             for letter, share in zip(LETTERS, mark.letter_shares, strict=True):
-                if n == 0:
+                if way == "letter, 0-shot":
                     course.results.add("1.2", name, letter, seed, "chosen", share)
     return found
+
+
+def by_question(items: list[dict], correct: np.ndarray) -> np.ndarray:
+    """Share of right answers to each question, (questions,).
+
+    Items that ask one question with its options in other orders are no independent trials.
+    """
+    import pandas as pd
+
+    asked = pd.Series([item["question"] for item in items])
+    return pd.Series(correct * 1.0).groupby(asked, sort=False).mean().to_numpy()
 
 
 def loss_by_tenth(folder: str) -> list[float]:
