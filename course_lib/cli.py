@@ -149,7 +149,9 @@ def doctor(
 @app.command()
 def pretrain(
     size: Annotated[str, typer.Argument(help="s, m or l.")],
-    tokens: Annotated[int | None, typer.Option(help="Tokens to train on.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="Tokens to train on; as shipped if not given.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and documents.")] = 0,
     ship: Annotated[
         bool, typer.Option("--ship", help="Then measure it and put it into data/models.")
@@ -157,12 +159,13 @@ def pretrain(
 ) -> None:
     """Pretrain a pocket model on the world's documents; resumable."""
     from course_lib.checks import check_choice
-    from course_lib.pretrain import PretrainConfig
+    from course_lib.pretrain import SHIPPED, PretrainConfig
     from course_lib.pretrain import pretrain as train
 
     check_choice("SIZE", size, ("s", "m", "l"))
-    given = {"tokens": tokens} if tokens else {}
-    typer.echo(f"model in {train(PretrainConfig(size=size, seed=seed, **given), progress=print)}")
+    settings = SHIPPED[size] | ({"tokens": tokens} if tokens else {})
+    config = PretrainConfig(size=size, seed=seed, **settings)
+    typer.echo(f"model in {train(config, progress=print)}")
     if ship:
         from course_lib import abilities
 

@@ -34,16 +34,16 @@ from course_lib.world.instructions import demonstrations
 
 CONTEXT = 512
 SHARD_ROWS = 2048  # rows of CONTEXT tokens: about a million tokens a shard
-EARLY_SHARDS = 4  # as many (4.2M tokens) have the mixture of the first part of training
 FOLDER = build_dir() / "pretrain"
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Defaults are those of the shipped models; `tokens` counts every position of every row."""
+    """One run; `tokens` counts every position of every row. `SHIPPED` has the models' own."""
 
     size: str = "m"  # s, m or l
     tokens: int = 20_000_000
+    early_shards: int = 4  # shards (4.2M tokens) that have the mixture of the first part
     batch_rows: int = 8  # rows of 512 tokens a step
     short_share: float = 0.75  # first share of the run: each row is read as two of 256 tokens
     muon_rate: float = 0.015  # learning rate of the matrices
@@ -61,6 +61,15 @@ class PretrainConfig:
         return max(1, self.tokens // (self.batch_rows * CONTEXT))
 
 
+# What the shipped models were trained with. `l` has more exercise pages: it is deep enough to learn
+# from them to look an option's letter up.
+SHIPPED: dict[str, dict[str, int]] = {
+    "s": {"tokens": 9_000_000},
+    "m": {"tokens": 22_000_000},
+    "l": {"tokens": 26_000_000, "early_shards": 10},
+}
+
+
 def pocket_tokenizer():
     """The family's tokenizer, trained once on documents and chats that no model is trained on."""
     from transformers import AutoTokenizer
@@ -74,18 +83,24 @@ def pocket_tokenizer():
     return AutoTokenizer.from_pretrained(folder)
 
 
-def shard(tokenizer, index: int, seed: int = 0, rows: int = SHARD_ROWS) -> np.ndarray:
+def shard_path(config: PretrainConfig, index: int) -> Path:
+    """Where shard `index` of the corpus is kept; what is in it depends on nothing but this name."""
+    mixture = "early" if index < config.early_shards else "all"
+    return FOLDER / "shards" / f"{config.seed}-{index}-{mixture}.npy"
+
+
+def shard(tokenizer, config: PretrainConfig, index: int, rows: int = SHARD_ROWS) -> np.ndarray:
     """Shard `index` of the corpus: (rows, 512) token ids, made on demand and kept in the build.
 
     Each row begins with the document separator and a document's first word, and is filled with
     whole documents; the last one is cropped (documents are free here, positions are not).
     """
-    path = FOLDER / "shards" / f"{seed}-{index}.npy"
+    path = shard_path(config, index)
     if path.exists():
         return np.load(path)
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    shares = EARLY if index < EARLY_SHARDS else SHARES
-    stream = documents(seed * 1_000_003 + index, shares)
+    shares = EARLY if index < config.early_shards else SHARES
+    stream = documents(config.seed * 1_000_003 + index, shares)
     out = np.empty((rows, CONTEXT), np.uint16)
     for r in range(rows):
         row: list[int] = []
@@ -103,8 +118,7 @@ def corpus_hash(config: PretrainConfig) -> str:
     """SHA-256 of the token ids that a run reads, shard by shard; the shards must have been made."""
     digest = hashlib.sha256()
     for index in range(-(-config.num_steps * config.batch_rows // SHARD_ROWS)):
-        path = FOLDER / "shards" / f"{config.seed}-{index}.npy"
-        digest.update(np.load(path).tobytes())
+        digest.update(np.load(shard_path(config, index)).tobytes())
     return digest.hexdigest()
 
 
@@ -116,7 +130,7 @@ def batches(tokenizer, config: PretrainConfig, first_step: int) -> Iterator[torc
     per_shard = SHARD_ROWS // config.batch_rows
     for step in range(first_step, config.num_steps):
         if step == first_step or step % per_shard == 0:
-            rows = shard(tokenizer, step // per_shard, config.seed)
+            rows = shard(tokenizer, config, step // per_shard)
         at = step % per_shard * config.batch_rows
         ids = torch.from_numpy(rows[at : at + config.batch_rows].astype(np.int64))
         yield ids.view(-1, CONTEXT // 2) if step < config.short_share * config.num_steps else ids
