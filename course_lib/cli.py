@@ -7,9 +7,12 @@ import sys
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from course_lib import ROOT, CourseError, check_checkout
 
+console = Console(highlight=False, soft_wrap=True)
 app = typer.Typer(
     help="LLM post-training as experiments. Start with `course run`, then `course lab`.",
     no_args_is_help=True,
@@ -57,31 +60,26 @@ def run(
 
 def _run(plan, fresh: bool) -> int:
     """Run a plan, show and write its summary; returns the exit code."""
-    from course_lib.console import RunProgress, console, show_summary
     from course_lib.run import only_one, run_plan
-    from course_lib.summary import outside_band, refuted_claims, write_report
+    from course_lib.summary import outside_band, refuted_claims, show_summary, write_report
 
     with only_one(plan.folder):
         try:
-            with RunProgress(plan) as progress:
-                outcomes = run_plan(plan, progress, fresh)
+            outcomes = run_plan(plan, console, fresh)
         except KeyboardInterrupt:
             console.print(
                 "Stopped. Finished notebooks are kept; the same command goes on from here."
             )
             return 130
         outside, refuted = outside_band(plan, outcomes), refuted_claims(plan, outcomes)
-        show_summary(plan, outcomes, outside, refuted)
-        console.print(f"report {write_report(plan, outcomes, outside)}")
+        show_summary(console, plan, outcomes, outside, refuted)
+        console.print(f"report {write_report(plan, outcomes, outside, refuted)}")
     return 1 if refuted or any(outcome.error for outcome in outcomes) else 0
 
 
 @app.command("list")
 def list_() -> None:
     """The notebooks: number, question, minutes, figures."""
-    from rich.table import Table
-
-    from course_lib.console import console
     from course_lib.notebooks import find_notebooks
 
     table = Table("", "question", "minutes", "figures")
@@ -134,9 +132,6 @@ def doctor(
     online: Annotated[bool, typer.Option("--online", help="Also ask the hub.")] = False,
 ) -> None:
     """What this machine can run, and what to do about what is missing."""
-    from rich.table import Table
-
-    from course_lib.console import console
     from course_lib.doctor import examine
 
     table = Table("", "found", "", "what to do")
@@ -204,9 +199,6 @@ def clean(
 @data.command("list")
 def data_list() -> None:
     """The data sets: name, what it is, rows, licence, whether it is here."""
-    from rich.table import Table
-
-    from course_lib.console import console
     from course_lib.download import SETS, downloads_dir
 
     table = Table("name", "what", "rows", "licence", "here")
