@@ -211,20 +211,9 @@ def data_list() -> None:
 @data.command("get")
 def data_get(name: Annotated[str, typer.Argument(help="A name of `course data list`.")]) -> None:
     """Download a data set and check it (COURSE_DATA_BASE: another place to fetch it from)."""
-    from rich.progress import Progress
-
     from course_lib.download import data_folder
 
-    with Progress(transient=True) as bars:
-        tasks: dict[str, int] = {}
-
-        def report(file: str, done: int, total: int) -> None:
-            if file not in tasks:
-                tasks[file] = bars.add_task(file, total=total or None)
-            bars.update(tasks[file], completed=done)
-
-        folder = data_folder(name, report)
-    typer.echo(f"{name} is in {folder}")
+    typer.echo(f"{name} is in {data_folder(name, progress=True)}")
 
 
 @world.command("show")

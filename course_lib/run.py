@@ -175,7 +175,7 @@ def run_one(plan: Plan, notebook: Notebook, bars: Progress) -> Outcome:
     task = bars.add_task(notebook.path.stem, total=1, expected=expected)
 
     def on_cell(begun: int, total: int) -> None:
-        bars.update(task, completed=begun + 1, total=total)
+        bars.update(task, completed=begun, total=total)
 
     outcome = Outcome(notebook.number, notebook_key(plan, notebook))
     began, start = time.time(), time.perf_counter()
@@ -238,7 +238,7 @@ def run_plan(plan: Plan, console: Console, fresh: bool = False) -> list[Outcome]
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
-        TextColumn("cell {task.completed:.0f}/{task.total:.0f}"),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} cells"),
         TimeElapsedColumn(),
         TextColumn("{task.fields[expected]}"),
     )

@@ -12,7 +12,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,11 +49,8 @@ def instruction_rows(
         from course_lib.world.instructions import demonstrations
 
         return demonstrations(n, seed, split=split, kinds=kinds)
-    wanted = ["explain"] if kinds is None else list(kinds)
-    shares = [n // len(wanted) + (i < n % len(wanted)) for i in range(len(wanted))]
-    rows: list[Row] = []
-    for kind, share in zip(wanted, shares, strict=True):
-        rows += _real_rows(course, kind, share, split, seed)
+    counts = Counter(islice(cycle(["explain"] if kinds is None else kinds), n))
+    rows = [r for kind, k in counts.items() for r in _draw_real(course, kind, k, split, seed)]
     random.Random(f"instructions {seed}").shuffle(rows)
     return rows
 
@@ -62,9 +59,7 @@ def num_demonstrations(course: "Course", n: int, split: str = "train") -> int:
     """`n`, or how many ordinary demonstrations the source has, where these are fewer."""
     if course.profile.data["instructions"] == "world":
         return n
-    rows = read_rows(data_folder(course.profile.data["instructions"]) / "instruction-data.json")
-    prompts = {_instruction(row)["prompt"] for row in rows}
-    return min(n, sum(_split(prompt) == split for prompt in prompts))
+    return min(n, len(_real_rows(course, "explain", split)))
 
 
 def prompt_rows(
@@ -80,9 +75,8 @@ def prompt_rows(
         if kind == "calculator":
             return world.arithmetic_prompts(n, seed)
         rows = world.unsafe_prompts(split) if kind == "refusal" else world.safe_prompts(split)
-        random.Random(f"prompts {seed}").shuffle(rows)
-        return _take(rows, n, f"{kind} prompts")
-    rows = _real_rows(course, kind, n, split, seed)
+        return _draw(rows, n, f"{kind} prompts", f"prompts {seed}")
+    rows = _draw_real(course, kind, n, split, seed)
     return [
         {k: v for k, v in row.items() if k != "completion"}
         | {"messages": row["messages"][:-1], "reference": row["completion"]}
@@ -99,14 +93,9 @@ def exam_rows(course: "Course", n: int, seed: int = 0) -> tuple[list[Row], dict[
         items = exam_items(n, seed)
         return items, {s: dev_items(s) for s in sorted({item["subject"] for item in items})}
     folder = data_folder(name)
-    items, dev = read_rows(folder / "test.jsonl"), read_rows(folder / "dev.jsonl")
-    random.Random(f"exam {seed}").shuffle(items)
-    items = _take(items, n, "exam items")
-    shots: dict[str, list[Row]] = {item["subject"]: [] for item in items}
-    for row in dev:
-        if row["subject"] in shots:
-            shots[row["subject"]].append(row)
-    return items, shots
+    items = _draw(read_rows(folder / "test.jsonl"), n, "exam items", f"exam {seed}")
+    dev, subjects = read_rows(folder / "dev.jsonl"), {item["subject"] for item in items}
+    return items, {s: [row for row in dev if row["subject"] == s] for s in sorted(subjects)}
 
 
 def document_texts(course: "Course", n: int, seed: int = 0) -> list[str]:
@@ -121,9 +110,8 @@ def document_texts(course: "Course", n: int, seed: int = 0) -> list[str]:
 
         return [text for _, text in islice(documents(seed), n)]
     rows = read_rows(data_folder(name) / "test.jsonl")
-    random.Random(f"documents {seed}").shuffle(rows)
-    texts = [f"{r['question']}\n{_NOTES.sub('', r['answer'])}" for r in rows]
-    return _take(texts, n, "documents")
+    rows = _draw(rows, n, "documents", f"documents {seed}")
+    return [f"{row['question']}\n{_NOTES.sub('', row['answer'])}" for row in rows]
 
 
 def scorer(course: "Course") -> Callable[[list[Row], list[str]], np.ndarray]:
@@ -163,14 +151,8 @@ def read_rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
-def _real_rows(course: "Course", kind: str, n: int, split: str, seed: int) -> list[Row]:
-    """`n` demonstrations of one kind and split; the split is a hash of the prompt, for ever."""
-    check_choice("kind", kind, KINDS)
-    check_choice("split", split, ("train", "test"))
-    if kind == "calculator":
-        from course_lib.world.instructions import demonstrations
-
-        return demonstrations(n, seed, split=split, kinds=["calculator"])
+def _real_rows(course: "Course", kind: str, split: str) -> list[Row]:
+    """All demonstrations of one kind and split; the split is a hash of the prompt, for ever."""
     if kind == "explain":
         folder = data_folder(course.profile.data["instructions"])
         rows = [_instruction(row) for row in read_rows(folder / "instruction-data.json")]
@@ -178,9 +160,18 @@ def _real_rows(course: "Course", kind: str, n: int, split: str, seed: int) -> li
         part = "harmless" if kind == "refusal" else "helpful"
         path = data_folder("hh_rlhf") / f"{part}-base-test.jsonl.gz"
         rows = [row for r in read_rows(path) if (row := _first_turn(r["chosen"], kind))]
-    rows = list({r["prompt"]: r for r in rows if _split(r["prompt"]) == split}.values())
-    random.Random(f"{kind} {split} {seed}").shuffle(rows)
-    return _take(rows, n, f"{kind} rows of the split {split!r}")
+    return list({row["prompt"]: row for row in rows if _split(row["prompt"]) == split}.values())
+
+
+def _draw_real(course: "Course", kind: str, n: int, split: str, seed: int) -> list[Row]:
+    check_choice("kind", kind, KINDS)
+    check_choice("split", split, ("train", "test"))
+    if kind == "calculator":
+        from course_lib.world.instructions import demonstrations
+
+        return demonstrations(n, seed, split=split, kinds=["calculator"])
+    rows = _real_rows(course, kind, split)
+    return _draw(rows, n, f"{kind} rows of the split {split!r}", f"{kind} {split} {seed}")
 
 
 def _split(prompt: str) -> str:
@@ -209,7 +200,9 @@ def _first_turn(dialogue: str, kind: str) -> Row | None:
     return _row(turns[0].strip(), turns[1].strip(), kind)
 
 
-def _take(rows: list, n: int, what: str) -> list:
+def _draw(rows: list, n: int, what: str, seed: str) -> list:
+    """`n` of the rows, in an order that the seed decides."""
     if n > len(rows):
         raise CourseError(f"{n} {what} were asked for and there are {len(rows)}; ask for fewer.")
+    random.Random(seed).shuffle(rows)
     return rows[:n]
