@@ -1,6 +1,5 @@
 """The `course` command. Heavy imports happen inside the commands, so that `--help` is quick."""
 
-import random
 import shutil
 import subprocess
 import sys
@@ -136,7 +135,7 @@ def doctor(
 
     table = Table("", "found", "", "what to do")
     for finding in examine(profile, online):
-        sign = {True: "ok", False: "missing", None: ""}[finding.ok]
+        sign = {"": "ok", None: ""}.get(finding.remedy, "missing")
         table.add_row(finding.what, finding.value, sign, finding.remedy)
     console.print(table)
 
@@ -231,14 +230,13 @@ def world_show(
     """Print samples of the pocket world."""
     from course_lib.show import show
 
-    typer.echo(show(what, n, random.Random(seed), seed))
+    typer.echo(show(what, n, seed))
 
 
 def main() -> None:
     """Entry point: an error that a user can mend is one sentence, not a traceback."""
     for stream in (sys.stdout, sys.stderr):  # Windows consoles may have another encoding
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
+        stream.reconfigure(encoding="utf-8", errors="replace")
     try:
         app()
     except CourseError as error:
