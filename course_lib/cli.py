@@ -59,8 +59,8 @@ def run(
 
 def _run(plan, fresh: bool) -> int:
     """Run a plan, show and write its summary; returns the exit code."""
+    from course_lib import summary
     from course_lib.run import only_one, run_plan
-    from course_lib.summary import outside_band, refuted_claims, show_summary, write_report
 
     with only_one(plan.folder):
         try:
@@ -70,9 +70,10 @@ def _run(plan, fresh: bool) -> int:
                 "Stopped. Finished notebooks are kept; the same command goes on from here."
             )
             return 130
-        outside, refuted = outside_band(plan, outcomes), refuted_claims(plan, outcomes)
-        show_summary(console, plan, outcomes, outside, refuted)
-        console.print(f"report {write_report(plan, outcomes, outside, refuted)}")
+        refuted = summary.refuted_claims(plan, outcomes)
+        attention = summary.warnings(summary.outside_band(plan, outcomes), refuted)
+        summary.show_summary(console, plan, outcomes, attention)
+        console.print(f"report {summary.write_report(plan, outcomes, attention)}")
     return 1 if refuted or any(outcome.error for outcome in outcomes) else 0
 
 

@@ -20,7 +20,7 @@ from course_lib.execute import execute
 from course_lib.machine import describe
 from course_lib.notebooks import Notebook, find_notebooks, tags
 from course_lib.results import committed
-from course_lib.run import code_hash, kernel_env, kernel_parameters, make_plan, notebook_key
+from course_lib.run import code_hash, make_plan, notebook_key
 
 FIRST_LIVE_SEED = 101  # the student's own run has seed 0 and must not be part of its band
 Say = Callable[[str], None]
@@ -51,7 +51,7 @@ def run_reference(notebook: Notebook, effort: str, seed: int, say: Say) -> Path:
     env = {"COURSE_BUILD": str(folder), "COURSE_CACHE": str(cache_dir())}
     (folder / "claims.json").unlink(missing_ok=True)
     target = folder / notebook.path.name
-    execute(notebook.path, target, kernel_parameters(plan, notebook), kernel_env(plan) | env)
+    execute(notebook.path, target, plan.parameters[notebook.number], plan.env | env)
     run = _read(folder / "runs" / f"{notebook.number}.json")
     write_text(note, json.dumps(run | {"key": key}, indent=1))
     say(f"{notebook.path.stem} {effort} seed {seed}: {run['seconds']:.0f} s")

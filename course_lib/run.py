@@ -38,9 +38,10 @@ class Plan:
     profile: str
     effort: str
     seed: int
-    parameters: dict[str, dict[str, Any]]  # number -> name -> value
-    overrides: dict[str, str]
-    jobs: int = 1
+    changed: dict[str, Any]  # settings other than the defaults
+    parameters: dict[str, dict[str, Any]]  # number -> what papermill injects
+    env: dict[str, str]  # of the kernels
+    jobs: int
 
     @property
     def folder(self) -> Path:
@@ -49,7 +50,7 @@ class Plan:
     @property
     def is_default(self) -> bool:
         """Whether the run can be held against the committed results."""
-        return self.profile == "pocket" and not self.overrides and not any(self.parameters.values())
+        return self.profile == "pocket" and not self.changed
 
 
 @dataclass
@@ -86,11 +87,20 @@ def make_plan(
     check_value("--jobs", jobs, (1, 64), 1)
     described = load_profile(profile)
     notebooks = find_notebooks(numbers)
-    parameters, overrides = split_settings(notebooks, settings or {})
+    own, overrides = split_settings(notebooks, settings or {})
     check_machine(apply_overrides(described, overrides))
     # A relative path means one from where the user stands, not from the notebook's folder.
     overrides = {k: os.path.abspath(v) if os.path.isdir(v) else v for k, v in overrides.items()}
-    return Plan(notebooks, profile, effort, seed, parameters, overrides, jobs)
+    changed = overrides | {name: v for values in own.values() for name, v in values.items()}
+    shared = {"PROFILE": profile, "EFFORT": effort, "SEED": seed}
+    parameters = {number: shared | values for number, values in own.items()}
+    env = {"COURSE_SET": json.dumps(overrides)} if overrides else {}
+    if profile == "pocket":
+        env |= OFFLINE_ENV
+    if jobs > 1:  # spinning threads of several processes would take each other's cores
+        share = max(1, (os.cpu_count() or 1) // jobs)
+        env |= {"OMP_NUM_THREADS": str(share), "OMP_WAIT_POLICY": "PASSIVE"}
+    return Plan(notebooks, profile, effort, seed, changed, parameters, env, jobs)
 
 
 @contextmanager
@@ -128,26 +138,8 @@ def notebook_key(plan: Plan, notebook: Notebook) -> str:
     """Hash of all that decides what a run of this notebook gives; its saved outputs do not."""
     cells = nbformat.read(notebook.path, as_version=4).cells
     source = [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in cells]
-    parts = [source, kernel_parameters(plan, notebook), plan.overrides, code_hash()]
+    parts = [source, plan.parameters[notebook.number], plan.env.get("COURSE_SET"), code_hash()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def kernel_parameters(plan: Plan, notebook: Notebook) -> dict[str, Any]:
-    """What papermill injects, of the names that the notebook has."""
-    own = {"PROFILE": plan.profile, "EFFORT": plan.effort, "SEED": plan.seed}
-    own = {name: value for name, value in own.items() if name in notebook.parameters}
-    return own | plan.parameters[notebook.number]
-
-
-def kernel_env(plan: Plan) -> dict[str, str]:
-    """Environment of the kernels: replaced parts of the profile, shared cores, no network."""
-    env = {"COURSE_SET": json.dumps(plan.overrides)} if plan.overrides else {}
-    if plan.profile == "pocket":
-        env |= OFFLINE_ENV
-    if plan.jobs > 1:  # spinning threads of several processes would take each other's cores
-        share = max(1, (os.cpu_count() or 1) // plan.jobs)
-        env |= {"OMP_NUM_THREADS": str(share), "OMP_WAIT_POLICY": "PASSIVE"}
-    return env
 
 
 def load_outcome(plan: Plan, notebook: Notebook) -> Outcome | None:
@@ -180,8 +172,8 @@ def run_one(plan: Plan, notebook: Notebook, bars: Progress) -> Outcome:
     outcome = Outcome(notebook.number, notebook_key(plan, notebook))
     began, start = time.time(), time.perf_counter()
     try:
-        parameters = kernel_parameters(plan, notebook)
-        execute(notebook.path, executed, parameters, kernel_env(plan), on_cell)
+        parameters = plan.parameters[notebook.number]
+        execute(notebook.path, executed, parameters, plan.env, on_cell)
     except CourseError as error:
         outcome.error = str(error)
     bars.remove_task(task)

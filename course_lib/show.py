@@ -19,8 +19,6 @@ def show(what: str, n: int, seed: int) -> str:
     """`n` samples of a kind of text, or the card of a topic."""
     topics = load_topics()
     rng = random.Random(seed)
-    if what in topics:
-        return topic_card(topics[what])
     if what == "topics":
         return "\n".join(f"{topic.id:24} {topic.subject}" for topic in topics.values())
     if what == "problem":
@@ -33,8 +31,10 @@ def show(what: str, n: int, seed: int) -> str:
         return RULE.join(_turns(row) for row in demonstrations(n, seed))
     if what == "judge":
         return RULE.join(_judged(row) for row in demonstrations(n, seed, kinds=["explain"]))
-    if what in SHARES:
+    if what in SHARES:  # before the topics, one of which is the survey
         return RULE.join(document(what, rng).strip() for _ in range(n))
+    if what in topics:
+        return topic_card(topics[what])
     raise CourseError(
         f"There is no sample called {what!r}{suggest(what, (*OTHERS, *SHARES, *topics))}; expected "
         f"{', '.join((*OTHERS, *SHARES))}, or a topic that `course world show topics` lists."

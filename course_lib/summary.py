@@ -58,19 +58,25 @@ def outside_band(plan: Plan, outcomes: list[Outcome]) -> list[str]:
     return found
 
 
+def warnings(outside: list[str], contradicted: list[Claim]) -> list[str]:
+    """What needs attention, a sentence each."""
+    return [f"Outside the band of the committed live runs: {value}." for value in outside] + [
+        f"Claim {claim.id} is refuted by this run, though the committed results say that it "
+        f"holds: {claim.statement} ({claim.effect:.3f}, target {claim.target})."
+        for claim in contradicted
+    ]
+
+
 def show_summary(
-    console: Console,
-    plan: Plan,
-    outcomes: list[Outcome],
-    outside: list[str],
-    contradicted: list[Claim],
+    console: Console, plan: Plan, outcomes: list[Outcome], attention: list[str]
 ) -> None:
     """Claims, times and memory, figures, and what needs attention."""
     if claims := run_claims(outcomes):
         columns = ("claim", "statement", "effect [interval]", "target", "verdict")
         table = Table(*columns, title="Claims")
         for c in claims:
-            table.add_row(c.id, c.statement, _interval(c), c.target, c.word)
+            effect = str(Interval(c.effect, c.low, c.high))
+            table.add_row(c.id, c.statement, effect, c.target, c.word)
         console.print(table)
     table = Table("notebook", "seconds", "peak memory", "claims", "figures", "state")
     for notebook, outcome in zip(plan.notebooks, outcomes, strict=True):
@@ -82,57 +88,33 @@ def show_summary(
     for path in (Path(figure) for outcome in outcomes for figure in outcome.figures):
         inside = path.is_relative_to(ROOT)
         console.print(f"figure {path.relative_to(ROOT).as_posix() if inside else path}")
-    for line in outside:
-        console.print(f"outside its band: {line}", markup=False)
-    for claim in contradicted:
-        console.print(
-            f"Claim {claim.id} is refuted by this run, though the committed results say that it "
-            f"holds: {claim.statement} ({claim.effect:.3f}, target {claim.target})",
-            style="bold",
-            markup=False,
-        )
-
-
-def _interval(claim: Claim) -> str:
-    return str(Interval(claim.effect, claim.low, claim.high))
+    for sentence in attention:
+        console.print(sentence, style="bold", markup=False)
 
 
 def _memory(outcome: Outcome) -> str:
     return "" if outcome.peak_memory_gb is None else f"{outcome.peak_memory_gb:.2f} GB"
 
 
-def write_report(
-    plan: Plan, outcomes: list[Outcome], outside: list[str], contradicted: list[Claim]
-) -> Path:
+def write_report(plan: Plan, outcomes: list[Outcome], attention: list[str]) -> Path:
     """`build/report.html`: one file with the claims, figures and notes of a run, nothing remote."""
     claims = run_claims(outcomes)
-    changed = plan.overrides | {k: v for own in plan.parameters.values() for k, v in own.items()}
+    about = [", ".join(f"{name} {value}" for name, value in describe().items())]
+    if plan.changed:
+        settings = ", ".join(f"{name} = {value}" for name, value in plan.changed.items())
+        about.append(f"Settings that differ from the defaults: {settings}")
+    figures = [Path(path) for outcome in outcomes for path in outcome.figures]
     parts = [
         f"<h1>Course run: profile {plan.profile}, effort {plan.effort}, seed {plan.seed}</h1>",
-        f"<p>{html.escape(', '.join(f'{k} {v}' for k, v in describe().items()))}</p>",
+        *(f"<p>{html.escape(line)}</p>" for line in about),
+        *(f"<p class=bad>{html.escape(sentence)}</p>" for sentence in attention),
+        "<h2>Claims</h2>",
+        verdict_table(claims)._repr_html_() if claims else "<p>No claims were recorded.</p>",
+        "<h2>Notebooks</h2>",
+        _notebook_table(plan, outcomes),
+        "<h2>Figures</h2>",
+        *(_figure(path) for path in figures if path.exists()),
     ]
-    if changed:
-        shown = html.escape(", ".join(f"{k} = {v}" for k, v in changed.items()))
-        parts.append(f"<p>Settings that differ from the defaults: {shown}</p>")
-    parts.append("<h2>Claims</h2>")
-    parts.append(
-        verdict_table(claims)._repr_html_() if claims else "<p>No claims were recorded.</p>"
-    )
-    if contradicted:
-        ids = ", ".join(sorted(claim.id for claim in contradicted))
-        parts.append(
-            f"<p class=bad>Refuted, though the committed results say that they hold: {ids}</p>"
-        )
-    parts.append("<h2>Notebooks</h2>" + _notebook_table(plan, outcomes))
-    if outside:
-        items = "".join(f"<li>{html.escape(line)}</li>" for line in outside)
-        parts.append(
-            "<h2>Outside their band</h2><p>Values of this run outside the 99.9% prediction "
-            f"interval of the committed live runs:</p><ul>{items}</ul>"
-        )
-    parts.append("<h2>Figures</h2>")
-    figures = [Path(path) for outcome in outcomes for path in outcome.figures]
-    parts += [_figure(path) for path in figures if path.exists()]
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Course report</title>'
         f"<style>{STYLE}</style><body>{''.join(parts)}</body></html>"

@@ -116,7 +116,7 @@ def test_runs_resumes_and_sums_up(folders, monkeypatch, tmp_path, capsys):
     monkeypatch.undo()
 
     monkeypatch.setenv("COURSE_BUILD", str(tmp_path / "build"))
-    page = write_report(plan, [outcome], ["1.1 base is outside"], []).read_text(encoding="utf-8")
+    page = write_report(plan, [outcome], ["1.1 base is outside"]).read_text(encoding="utf-8")
     for words in ("more is more", "What is 01?", "1.1 base is outside", "EXAMPLES = 16"):
         assert words in page
     assert "http" not in page and "notebooks/pocket-live/01_stub.html" in page
