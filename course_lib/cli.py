@@ -71,7 +71,7 @@ def _run(plan, fresh: bool) -> int:
             )
             return 130
         refuted = summary.refuted_claims(plan, outcomes)
-        attention = summary.warnings(summary.outside_band(plan, outcomes), refuted)
+        attention = summary.needs_attention(summary.outside_band(plan, outcomes), refuted)
         summary.show_summary(console, plan, outcomes, attention)
         console.print(f"report {summary.write_report(plan, outcomes, attention)}")
     return 1 if refuted or any(outcome.error for outcome in outcomes) else 0
@@ -105,7 +105,7 @@ def figures(
     if effort:
         raise typer.Exit(_run(make_plan(notebooks, effort=effort), fresh=True))
     for notebook in find_notebooks(notebooks):
-        redraw(notebook, typer.echo)
+        redraw(notebook)
     if not notebooks:
         draw_abilities()
         typer.echo("00_pocket_models: drawn from data/models/pretraining.csv")
@@ -122,7 +122,7 @@ def reference(
     from course_lib.run import only_one
 
     with only_one(ROOT / "build" / "reference"):
-        for path in make_reference(notebooks, effort, runs, typer.echo):
+        for path in make_reference(notebooks, effort, runs):
             typer.echo(f"wrote {path}")
 
 

@@ -4,7 +4,7 @@ import ast
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ class Notebook:
     number: str  # "01"
     path: Path
     title: str  # its first heading, a question
-    minutes: str = ""  # as its strip says, e.g. "2 min"
-    parameters: dict[str, Any] = field(default_factory=dict)  # name -> default
-    limits: dict[str, tuple] = field(default_factory=dict)  # name -> as in `check_value`
+    minutes: str  # as its strip says, e.g. "2 min"
+    parameters: dict[str, Any]  # name -> default
+    limits: dict[str, tuple]  # name -> as in `check_value`
 
 
 def notebooks_dir() -> Path:

@@ -6,7 +6,6 @@ kept when it is finished; what they measured is collected in `data/results`.
 
 import json
 import statistics
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,10 +22,9 @@ from course_lib.results import committed
 from course_lib.run import code_hash, make_plan, notebook_key
 
 FIRST_LIVE_SEED = 101  # the student's own run has seed 0 and must not be part of its band
-Say = Callable[[str], None]
 
 
-def make_reference(numbers: list[str] | None, effort: str, runs: int, say: Say) -> list[Path]:
+def make_reference(numbers: list[str] | None, effort: str, runs: int) -> list[Path]:
     """All reference runs of the notebooks and what is collected from them.
 
     A full run holds its seeds itself; live runs have one each.
@@ -34,19 +32,19 @@ def make_reference(numbers: list[str] | None, effort: str, runs: int, say: Say) 
     seeds = [0] if effort == "full" else range(FIRST_LIVE_SEED, FIRST_LIVE_SEED + runs)
     written = []
     for notebook in find_notebooks(numbers):
-        folders = [run_reference(notebook, effort, seed, say) for seed in seeds]
+        folders = [run_reference(notebook, effort, seed) for seed in seeds]
         written += collect(notebook, effort, folders)
         written.append(merge_claims(notebook, effort, folders))
     return written
 
 
-def run_reference(notebook: Notebook, effort: str, seed: int, say: Say) -> Path:
+def run_reference(notebook: Notebook, effort: str, seed: int) -> Path:
     """One reference run, unless it is finished; its folder holds results, claims and a note."""
     plan = make_plan([notebook.number], effort=effort, seed=seed)
     folder = build_dir() / "reference" / notebook.number / f"{effort}-{seed}"
     note, key = folder / "note.json", notebook_key(plan, notebook)
     if note.exists() and _read(note)["key"] == key:
-        say(f"{notebook.path.stem} {effort} seed {seed}: done before")
+        print(f"{notebook.path.stem} {effort} seed {seed}: done before")
         return folder
     env = {"COURSE_BUILD": str(folder), "COURSE_CACHE": str(cache_dir())}
     (folder / "claims.json").unlink(missing_ok=True)
@@ -54,7 +52,7 @@ def run_reference(notebook: Notebook, effort: str, seed: int, say: Say) -> Path:
     execute(notebook.path, target, plan.parameters[notebook.number], plan.env | env)
     run = _read(folder / "runs" / f"{notebook.number}.json")
     write_text(note, json.dumps(run | {"key": key}, indent=1))
-    say(f"{notebook.path.stem} {effort} seed {seed}: {run['seconds']:.0f} s")
+    print(f"{notebook.path.stem} {effort} seed {seed}: {run['seconds']:.0f} s")
     return folder
 
 
@@ -117,12 +115,12 @@ def merge_claims(notebook: Notebook, effort: str, folders: list[Path]) -> Path:
     return path
 
 
-def redraw(notebook: Notebook, say: Say) -> None:
+def redraw(notebook: Notebook) -> None:
     """Draw a notebook's figures from committed results: only its setup and figure cells run."""
     results = ROOT / "data" / "results"
     efforts = [e for e in ("full", "live") if (results / f"{notebook.number}_{e}.csv").exists()]
     if not efforts:
-        say(f"{notebook.path.stem}: no committed results yet; make them with `course reference`")
+        print(f"{notebook.path.stem}: no committed results yet; make them with `course reference`")
         return
     nb = nbformat.read(notebook.path, as_version=4)
     nb.cells = [cell for cell in nb.cells if {"parameters", "setup", "figure"} & set(tags(cell))]
@@ -131,4 +129,4 @@ def redraw(notebook: Notebook, say: Say) -> None:
     parameters = {"PROFILE": "pocket", "EFFORT": efforts[0], "SEED": 0}
     execute(source, source.with_suffix(".drawn.ipynb"), parameters, {"COURSE_REPLAY": "1"})
     count = sum("figure" in tags(cell) for cell in nb.cells)
-    say(f"{notebook.path.stem}: {count} figure cells drawn from the {efforts[0]} results")
+    print(f"{notebook.path.stem}: {count} figure cells drawn from the {efforts[0]} results")

@@ -58,8 +58,8 @@ def outside_band(plan: Plan, outcomes: list[Outcome]) -> list[str]:
     return found
 
 
-def warnings(outside: list[str], contradicted: list[Claim]) -> list[str]:
-    """What needs attention, a sentence each."""
+def needs_attention(outside: list[str], contradicted: list[Claim]) -> list[str]:
+    """A sentence for each value outside its band and each claim that is refuted."""
     return [f"Outside the band of the committed live runs: {value}." for value in outside] + [
         f"Claim {claim.id} is refuted by this run, though the committed results say that it "
         f"holds: {claim.statement} ({claim.effect:.3f}, target {claim.target})."
