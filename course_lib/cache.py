@@ -91,29 +91,53 @@ def stage(
         CourseError: the disk is full.
     """
     entry = cache_dir() / f"{name}-{stage_key(name, config, code, inputs)}"
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(entry):
+    with locked(entry):
         if entry.exists():
             damage = find_damage(entry)
             if damage is None:
                 return entry
             print(f"The cached stage {name!r} is damaged ({damage}); made again.", file=sys.stderr)
-        for stale in entry.parent.glob(f"{entry.name}.part*"):  # left by a run that was killed
-            shutil.rmtree(stale, ignore_errors=True)
-        part = entry.with_name(f"{entry.name}.part{os.getpid()}")
-        try:
-            part.mkdir()
+        with whole_folder(entry) as folder:
             start = time.perf_counter()
-            make(part)
-            _write_manifest(part, name, config, time.perf_counter() - start)
-            if entry.exists():
-                shutil.rmtree(entry)
-            part.replace(entry)
-        except OSError as error:
-            raise disk_error(error, entry) from error
-        finally:  # also after Ctrl-C: nothing half-made stays
-            shutil.rmtree(part, ignore_errors=True)
+            make(folder)
+            seconds = round(time.perf_counter() - start, 1)
+            manifest = {"name": name, "config": config, "seconds": seconds}
+            manifest["files"] = _checksums(folder)
+            write_text(folder / MANIFEST, json.dumps(manifest, indent=1, default=str))
     return entry
+
+
+@contextmanager
+def locked(entry: Path) -> Iterator[None]:
+    """Keep other processes off an entry; one that has to wait says so."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(entry.with_name(f"{entry.name}.lock"))
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        print(f"Another process is making {entry.name}; waiting for it.", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `target` when the block is done, else leaves nothing."""
+    part = target.with_name(f"{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
+    try:
+        part.mkdir()
+        yield part
+        if target.exists():
+            shutil.rmtree(target)
+        part.replace(target)
+    except OSError as error:
+        raise disk_error(error, target) from error
+    finally:  # also after Ctrl-C
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def stage_key(name: str, config: dict, code: Iterable, inputs: Iterable[str | Path]) -> str:
@@ -129,16 +153,18 @@ def stage_key(name: str, config: dict, code: Iterable, inputs: Iterable[str | Pa
 
 def content_hash(item: str | Path) -> str:
     """Hash of a file's or folder's content; the name itself where it is neither (a hub id)."""
-    text = str(item)
-    is_pocket = isinstance(item, str) and text.startswith("pocket/")
-    path = ROOT / "data" / "models" / text.removeprefix("pocket/") if is_pocket else Path(text)
+    pocket = str(item).startswith("pocket/")
+    path = ROOT / "data" / "models" / Path(item).name if pocket else Path(item)
     if path.is_file():
         return file_hash(path)
     if not path.is_dir():
-        return text
-    files = sorted(p for p in path.rglob("*") if p.is_file())
-    rows = [f"{p.relative_to(path).as_posix()} {file_hash(p)}" for p in files]
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+        return str(item)
+    return hashlib.sha256(json.dumps(_checksums(path)).encode()).hexdigest()
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
 
 
 def find_damage(entry: Path) -> str | None:
@@ -147,34 +173,6 @@ def find_damage(entry: Path) -> str | None:
         files = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError):
         return f"{MANIFEST} is missing or unreadable"
-    for name, wanted in files.items():
-        path = entry / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if file_hash(path) != wanted:
-            return f"the checksum of {name} does not match"
-    return None
-
-
-def _write_manifest(folder: Path, name: str, config: dict, seconds: float) -> None:
-    files = {
-        p.relative_to(folder).as_posix(): file_hash(p)
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
-    }
-    manifest = {"name": name, "config": config, "seconds": round(seconds, 1), "files": files}
-    write_text(folder / MANIFEST, json.dumps(manifest, indent=1, default=str))
-
-
-@contextmanager
-def _locked(entry: Path) -> Iterator[None]:
-    lock = FileLock(entry.with_name(f"{entry.name}.lock"))
-    try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        print(f"Another process is making {entry.name}; waiting for it.", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    found = _checksums(entry)
+    changed = [name for name, checksum in files.items() if found.get(name) != checksum]
+    return f"{changed[0]} is missing or changed" if changed else None

@@ -1,15 +1,17 @@
 """The `course` command. Heavy imports happen inside the commands, so that `--help` is quick."""
 
-import random
 import shutil
 import subprocess
 import sys
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from course_lib import ROOT, CourseError, check_checkout
 
+console = Console(highlight=False, soft_wrap=True)
 app = typer.Typer(
     help="LLM post-training as experiments. Start with `course run`, then `course lab`.",
     no_args_is_help=True,
@@ -57,31 +59,27 @@ def run(
 
 def _run(plan, fresh: bool) -> int:
     """Run a plan, show and write its summary; returns the exit code."""
-    from course_lib.console import RunProgress, console, show_summary
+    from course_lib import summary
     from course_lib.run import only_one, run_plan
-    from course_lib.summary import outside_band, refuted_claims, write_report
 
     with only_one(plan.folder):
         try:
-            with RunProgress(plan) as progress:
-                outcomes = run_plan(plan, progress, fresh)
+            outcomes = run_plan(plan, console, fresh)
         except KeyboardInterrupt:
             console.print(
                 "Stopped. Finished notebooks are kept; the same command goes on from here."
             )
             return 130
-        outside, refuted = outside_band(plan, outcomes), refuted_claims(plan, outcomes)
-        show_summary(plan, outcomes, outside, refuted)
-        console.print(f"report {write_report(plan, outcomes, outside)}")
+        refuted = summary.refuted_claims(plan, outcomes)
+        attention = summary.needs_attention(summary.outside_band(plan, outcomes), refuted)
+        summary.show_summary(console, plan, outcomes, attention)
+        console.print(f"report {summary.write_report(plan, outcomes, attention)}")
     return 1 if refuted or any(outcome.error for outcome in outcomes) else 0
 
 
 @app.command("list")
 def list_() -> None:
     """The notebooks: number, question, minutes, figures."""
-    from rich.table import Table
-
-    from course_lib.console import console
     from course_lib.notebooks import find_notebooks
 
     table = Table("", "question", "minutes", "figures")
@@ -107,7 +105,7 @@ def figures(
     if effort:
         raise typer.Exit(_run(make_plan(notebooks, effort=effort), fresh=True))
     for notebook in find_notebooks(notebooks):
-        redraw(notebook, typer.echo)
+        redraw(notebook)
     if not notebooks:
         draw_abilities()
         typer.echo("00_pocket_models: drawn from data/models/pretraining.csv")
@@ -124,7 +122,7 @@ def reference(
     from course_lib.run import only_one
 
     with only_one(ROOT / "build" / "reference"):
-        for path in make_reference(notebooks, effort, runs, typer.echo):
+        for path in make_reference(notebooks, effort, runs):
             typer.echo(f"wrote {path}")
 
 
@@ -134,14 +132,11 @@ def doctor(
     online: Annotated[bool, typer.Option("--online", help="Also ask the hub.")] = False,
 ) -> None:
     """What this machine can run, and what to do about what is missing."""
-    from rich.table import Table
-
-    from course_lib.console import console
     from course_lib.doctor import examine
 
     table = Table("", "found", "", "what to do")
     for finding in examine(profile, online):
-        sign = {True: "ok", False: "missing", None: ""}[finding.ok]
+        sign = {"": "ok", None: ""}.get(finding.remedy, "missing")
         table.add_row(finding.what, finding.value, sign, finding.remedy)
     console.print(table)
 
@@ -217,9 +212,6 @@ def clean(
 @data.command("list")
 def data_list() -> None:
     """The data sets: name, what it is, rows, licence, whether it is here."""
-    from rich.table import Table
-
-    from course_lib.console import console
     from course_lib.download import SETS, downloads_dir
 
     table = Table("name", "what", "rows", "licence", "here")
@@ -232,20 +224,9 @@ def data_list() -> None:
 @data.command("get")
 def data_get(name: Annotated[str, typer.Argument(help="A name of `course data list`.")]) -> None:
     """Download a data set and check it (COURSE_DATA_BASE: another place to fetch it from)."""
-    from rich.progress import Progress
-
     from course_lib.download import data_folder
 
-    with Progress(transient=True) as bars:
-        tasks: dict[str, int] = {}
-
-        def report(file: str, done: int, total: int) -> None:
-            if file not in tasks:
-                tasks[file] = bars.add_task(file, total=total or None)
-            bars.update(tasks[file], completed=done)
-
-        folder = data_folder(name, report)
-    typer.echo(f"{name} is in {folder}")
+    typer.echo(f"{name} is in {data_folder(name, progress=True)}")
 
 
 @world.command("show")
@@ -263,14 +244,13 @@ def world_show(
     """Print samples of the pocket world."""
     from course_lib.show import show
 
-    typer.echo(show(what, n, random.Random(seed), seed))
+    typer.echo(show(what, n, seed))
 
 
 def main() -> None:
     """Entry point: an error that a user can mend is one sentence, not a traceback."""
     for stream in (sys.stdout, sys.stderr):  # Windows consoles may have another encoding
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
+        stream.reconfigure(encoding="utf-8", errors="replace")
     try:
         app()
     except CourseError as error:

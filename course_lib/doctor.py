@@ -1,11 +1,12 @@
 """`course doctor`: what this machine can run, and what to do about what is missing."""
 
-import importlib.metadata
 import os
 import platform
 import shutil
 import socket
+import sys
 from dataclasses import dataclass
+from importlib import metadata
 
 import psutil
 
@@ -19,56 +20,56 @@ HUB = "huggingface.co"
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: `ok` is None for a fact that is neither good nor bad."""
-
     what: str
     value: str
-    ok: bool | None = None
-    remedy: str = ""
+    remedy: str | None = None  # "" where all is well; None for a fact, neither good nor bad
 
 
 def examine(profile: str = "pocket", online: bool = False) -> list[Finding]:
     """All findings; the hub is asked only for a profile that needs it, or if `online`."""
-    described = load_profile(profile)
-    found = [_python(), *map(_package, PACKAGES), _memory(described), _cores(), _peak(), _gpu()]
-    found += [_disk(described), _checkout()]
-    if online or not described.offline:
+    wanted = load_profile(profile)
+    found = [_python(), *map(_package, PACKAGES), *_machine(wanted), _peak(), _gpu(), _models()]
+    if online or not wanted.offline:
         found.append(_hub())
     if online:
-        found += [_resolved(name, commit) for name, commit in described.revisions.items()]
+        found += [_resolved(name, commit) for name, commit in wanted.revisions.items()]
     return found + [_can_run(name) for name in PROFILES]
 
 
 def _python() -> Finding:
-    version = platform.python_version()
-    ok = (3, 11) <= tuple(map(int, platform.python_version_tuple()[:2])) <= (3, 13)
-    remedy = "" if ok else "install Python 3.11, 3.12 or 3.13"
-    return Finding("Python", f"{version} on {platform.system()} {platform.machine()}", ok, remedy)
+    right = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    value = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return Finding("Python", value, "" if right else "install Python 3.11, 3.12 or 3.13")
 
 
 def _package(name: str) -> Finding:
-    pins = importlib.metadata.requires("posttraining-course") or []
-    pin = next((p.split("==")[1] for p in pins if p.startswith(f"{name}==")), None)
+    pins = metadata.requires("posttraining-course") or []
+    pin = next((pin.split("==")[1] for pin in pins if pin.startswith(f"{name}==")), None)
     try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return Finding(name, "missing", False, "run `pip install -e .` in the checkout")
-    if pin and version.split("+")[0] != pin:
-        return Finding(name, version, False, f"the course is tested with {pin}: `pip install -e .`")
-    return Finding(name, version, True)
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Finding(name, "missing", "run `pip install -e .` in the checkout")
+    right = pin in (None, version.split("+")[0])
+    remedy = "" if right else f"the course is tested with {pin}: `pip install -e .`"
+    return Finding(name, version, remedy)
 
 
-def _memory(profile: Profile) -> Finding:
+def _machine(profile: Profile) -> list[Finding]:
+    """Memory, cores and disk."""
+    name, threads = profile.name, os.environ.get("OMP_NUM_THREADS")
     total, free = psutil.virtual_memory().total / 1e9, available_memory_gb()
-    ok = free >= profile.memory_gb
-    remedy = "" if ok else f"{profile.name} needs {profile.memory_gb:g} GB: close other programs"
-    return Finding("memory", f"{free:.1f} GB free of {total:.1f} GB", ok, remedy)
-
-
-def _cores() -> Finding:
-    threads = os.environ.get("OMP_NUM_THREADS")
-    text = f"{os.cpu_count()}" + (f", OMP_NUM_THREADS={threads}" if threads else "")
-    return Finding("cores", text)
+    disk = shutil.disk_usage(ROOT).free / 1e9
+    close = f"{name} needs {profile.memory_gb:g} GB: close other programs"
+    clean = f"{name} needs {profile.disk_gb:g} GB: `course clean`"
+    return [
+        Finding(
+            "memory",
+            f"{free:.1f} GB free of {total:.1f} GB",
+            "" if free >= profile.memory_gb else close,
+        ),
+        Finding("cores", f"{os.cpu_count()}" + (f", OMP_NUM_THREADS={threads}" if threads else "")),
+        Finding("disk", f"{disk:.1f} GB free", "" if disk >= profile.disk_gb else clean),
+    ]
 
 
 def _peak() -> Finding:
@@ -76,10 +77,9 @@ def _peak() -> Finding:
 
     fp32, bf16 = matmul_peak("float32", 0.3), matmul_peak("bfloat16", 0.3)
     pays = "bf16 pays here" if bf16 > 1.3 * fp32 else "bf16 does not pay here"
-    text = f"{fp32 / 1e9:.0f} GFLOP/s fp32, {bf16 / 1e9:.0f} bf16 ({pays})"
-    slow = fp32 < 20e9
-    remedy = "under 20 GFLOP/s: close other programs, or expect several times the stated minutes"
-    return Finding("matrix products", text, not slow, remedy if slow else "")
+    slow = "under 20 GFLOP/s: close other programs, or expect several times the stated minutes"
+    value = f"{fp32 / 1e9:.0f} GFLOP/s fp32, {bf16 / 1e9:.0f} bf16 ({pays})"
+    return Finding("matrix products", value, slow if fp32 < 20e9 else "")
 
 
 def _gpu() -> Finding:
@@ -88,30 +88,23 @@ def _gpu() -> Finding:
     if not torch.cuda.is_available():
         return Finding("GPU", "none that torch can use; needed by the profile gpu only")
     about = torch.cuda.get_device_properties(0)
-    return Finding("GPU", f"{about.name}, {about.total_memory / 1e9:.0f} GB", True)
+    return Finding("GPU", f"{about.name}, {about.total_memory / 1e9:.0f} GB", "")
 
 
-def _disk(profile: Profile) -> Finding:
-    free = shutil.disk_usage(ROOT).free / 1e9
-    ok = free >= profile.disk_gb
-    remedy = "" if ok else f"{profile.name} needs {profile.disk_gb:g} GB: `course clean`"
-    return Finding("disk", f"{free:.1f} GB free", ok, remedy)
-
-
-def _checkout() -> Finding:
+def _models() -> Finding:
     models = sorted(p.parent.name for p in ROOT.glob("data/models/*/model.safetensors"))
     remedy = "" if models else "restore data/models with git, or make them with `course pretrain`"
-    return Finding("pocket models", ", ".join(models) or "none", bool(models), remedy)
+    return Finding("pocket models", ", ".join(models) or "none", remedy)
 
 
-def _hub(timeout: float = 3.0) -> Finding:
+def _hub() -> Finding:
     """A plain connection, no request: reachable or not, within seconds."""
     try:
-        socket.create_connection((HUB, 443), timeout=timeout).close()
+        socket.create_connection((HUB, 443), timeout=3).close()
     except OSError as error:
         remedy = "check network and proxy; the profile pocket works offline"
-        return Finding("hub", f"{HUB} not reachable ({error})", False, remedy)
-    return Finding("hub", f"{HUB} reachable", True)
+        return Finding("hub", f"{HUB} not reachable ({error})", remedy)
+    return Finding("hub", f"{HUB} reachable", "")
 
 
 def _resolved(name: str, commit: str) -> Finding:
@@ -122,8 +115,7 @@ def _resolved(name: str, commit: str) -> Finding:
         now = HfApi().model_info(name, timeout=5).sha
     except Exception as error:  # the client raises many kinds; each means that it cannot be said
         return Finding(name, f"pinned {commit[:12]}; not resolved ({type(error).__name__})")
-    text = f"pinned {commit[:12]}, now {str(now)[:12]}"
-    return Finding(name, text, None if now != commit else True)
+    return Finding(name, f"pinned {commit[:12]}, now {now[:12]}", "" if now == commit else None)
 
 
 def _can_run(name: str) -> Finding:
@@ -131,6 +123,6 @@ def _can_run(name: str) -> Finding:
     try:
         check_machine(profile)
     except CourseError as error:
-        return Finding(f"profile {name}", "cannot run here", False, str(error))
+        return Finding(f"profile {name}", "cannot run here", str(error))
     note = f"; downloads {profile.download_gb:g} GB once" if profile.download_gb else "; offline"
-    return Finding(f"profile {name}", f"can run here{note}", True)
+    return Finding(f"profile {name}", f"can run here{note}", "")

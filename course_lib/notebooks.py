@@ -3,9 +3,12 @@
 import ast
 import os
 import re
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import nbformat
 
 from course_lib import ROOT, CourseError
 from course_lib.checks import check_value, suggest
@@ -21,9 +24,9 @@ class Notebook:
     number: str  # "01"
     path: Path
     title: str  # its first heading, a question
-    minutes: str = ""  # as its strip says, e.g. "2 min"
-    parameters: dict[str, Any] = field(default_factory=dict)  # name -> default
-    limits: dict[str, tuple] = field(default_factory=dict)  # name -> as in `check_value`
+    minutes: str  # as its strip says, e.g. "2 min"
+    parameters: dict[str, Any]  # name -> default
+    limits: dict[str, tuple]  # name -> as in `check_value`
 
 
 def notebooks_dir() -> Path:
@@ -52,8 +55,6 @@ def find_notebooks(numbers: list[str] | None = None) -> list[Notebook]:
 
 def read_notebook(path: Path) -> Notebook:
     """Title, parameters and limits of a notebook, read without running it."""
-    import nbformat
-
     try:
         cells = nbformat.read(path, as_version=4).cells
     except Exception as error:
@@ -61,11 +62,12 @@ def read_notebook(path: Path) -> Notebook:
             f"The notebook {path} cannot be read ({type(error).__name__}); restore it with git."
         ) from error
     parameters, limits = {}, {}
-    for cell in cells:
-        if cell.cell_type == "code" and "parameters" in tags(cell):
-            parameters = _constants(cell.source)
-        elif cell.cell_type == "code" and "setup(" in cell.source:
-            limits |= _limits(cell.source)
+    with suppress(SyntaxError, ValueError):  # the run itself will show it, with its place
+        for cell in cells:
+            if "parameters" in tags(cell):
+                parameters = _constants(ast.parse(cell.source))
+            elif "setup" in tags(cell):
+                limits = _limits(ast.parse(cell.source))
     intro = next((c.source for c in cells if c.cell_type == "markdown"), "")
     title = next((x.lstrip("# ") for x in intro.splitlines() if x.startswith("#")), path.stem)
     minutes = re.search(r"(\d[\d.–-]*)\s*min", intro)
@@ -77,28 +79,10 @@ def tags(cell: Any) -> list[str]:
     return cell.metadata.get("tags", [])
 
 
-def heading_before(cells: list, index: int) -> str:
-    """The nearest heading above a cell: where a reader finds it."""
-    for cell in reversed(cells[: index + 1]):
-        if cell.cell_type == "markdown":
-            lines = [x for x in cell.source.splitlines() if x.startswith("#")]
-            if lines:
-                return lines[-1].lstrip("# ")
-    return "the beginning"
-
-
-def _parse(source: str) -> ast.Module:
-    lines = ["" if x.lstrip().startswith(("%", "!")) else x for x in source.splitlines()]
-    try:
-        return ast.parse("\n".join(lines))
-    except SyntaxError:  # the run itself will show it, with its place
-        return ast.Module([], [])
-
-
-def _constants(source: str) -> dict[str, Any]:
-    """Names and literal values that a cell assigns."""
+def _constants(tree: ast.Module) -> dict[str, Any]:
+    """Names and literal values that a cell assigns; None for what is no literal."""
     found = {}
-    for node in _parse(source).body:
+    for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             try:
                 found[node.targets[0].id] = ast.literal_eval(node.value)
@@ -107,21 +91,15 @@ def _constants(source: str) -> dict[str, Any]:
     return found
 
 
-def _limits(source: str) -> dict[str, tuple]:
+def _limits(tree: ast.Module) -> dict[str, tuple]:
     """Limits that a cell gives to `setup`: `batch=(BATCH, 1, 64)` gives {"BATCH": (1, 64)}."""
-    found = {}
-    for call in ast.walk(_parse(source)):
-        if not (isinstance(call, ast.Call) and getattr(call.func, "id", "") == "setup"):
-            continue
-        for keyword in call.keywords:
-            value = keyword.value
-            if isinstance(value, ast.Tuple) and isinstance(value.elts[0], ast.Name):
-                try:
-                    rest = [ast.literal_eval(e) for e in value.elts[1:]]
-                except ValueError:
-                    continue
-                found[value.elts[0].id] = tuple(rest)
-    return found
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    knobs = [k.value for c in calls if ast.unparse(c.func) == "setup" for k in c.keywords]
+    return {
+        ast.unparse(knob.elts[0]): tuple(ast.literal_eval(limit) for limit in knob.elts[1:])
+        for knob in knobs
+        if isinstance(knob, ast.Tuple)
+    }
 
 
 def parse_settings(texts: list[str]) -> dict[str, Any]:
@@ -166,11 +144,11 @@ def split_settings(
             overrides[name.lower()] = str(value)
             continue
         if not owners:
-            models = ", ".join(f"{role}_model" for role in ROLES)
-            hint = suggest(upper, known) or suggest(name.lower(), [f"{r}_model" for r in ROLES])
+            models = [f"{role}_model" for role in ROLES]
+            hint = suggest(upper, known) or suggest(name.lower(), models)
             raise CourseError(
                 f"The parameter {name!r} is unknown{hint}; the chosen notebooks have "
-                f"{', '.join(known) or 'none'}; parts of the profile: {models}, "
+                f"{', '.join(known) or 'none'}; parts of the profile: {', '.join(models)}, "
                 "instructions_data, exam_data, documents_data, device, dtype."
             )
         for nb in owners:

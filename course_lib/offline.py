@@ -2,9 +2,9 @@
 
 import logging
 import os
-import socket
 import sys
 import warnings
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -19,17 +19,19 @@ QUIET_ENV = {
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "BITSANDBYTES_NOWELCOME": "1",
 }
-_ORIGINAL = {
-    (socket, "create_connection"): socket.create_connection,
-    (socket, "getaddrinfo"): socket.getaddrinfo,
-    (socket, "gethostbyname"): socket.gethostbyname,
-    (socket.socket, "connect"): socket.socket.connect,
-    (socket.socket, "connect_ex"): socket.socket.connect_ex,
-    (socket.socket, "sendto"): socket.socket.sendto,
-}
+_blocked = False
 
 
-def _check(host: object) -> None:
+def _guard(event: str, args: tuple) -> None:
+    """Python's audit hook: told of every connection and every look-up before it is made."""
+    if not _blocked or not event.startswith("socket."):
+        return
+    host = None
+    if event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        host = args[0]
+    elif event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        # A Unix socket's address is a path, not a pair, and never leaves the machine.
+        host = args[1][0] if isinstance(args[1], tuple) else None
     name = host.decode() if isinstance(host, bytes) else host
     if name is None or name in LOOPBACK or str(name).startswith("127."):
         return
@@ -39,50 +41,34 @@ def _check(host: object) -> None:
     )
 
 
+@cache
+def _listen() -> None:
+    sys.addaudithook(_guard)  # once, and for as long as the process lives
+
+
 def block_network() -> None:
     """Refuse every connection of this process except to itself (Jupyter's own ports).
 
     Raises (later, in the caller that tries to connect) `CourseError` with the host's name.
     """
-
-    def guarded(call, host_of):
-        def checked(*args, **kwargs):
-            _check(host_of(*args, **kwargs))
-            return call(*args, **kwargs)
-
-        return checked
-
-    def host_of_address(address: object, *_: object, **__: object) -> object:
-        # A Unix socket's address is a path, not a pair, and never leaves the machine.
-        return address[0] if isinstance(address, tuple) else None
-
-    def last_is_address(_sock: object, *args: object) -> object:
-        return host_of_address(args[-1])
-
-    hosts = {
-        "create_connection": host_of_address,
-        "getaddrinfo": lambda host=None, *_, **__: host,
-        "gethostbyname": lambda host: host,
-    }
-    for (owner, name), original in _ORIGINAL.items():
-        setattr(owner, name, guarded(original, hosts.get(name, last_is_address)))
+    _listen()
+    _set_blocked(True)
     os.environ.update(OFFLINE_ENV)
-    _tell_hub(offline=True)
 
 
 def allow_network() -> None:
     """Undo `block_network`."""
-    for (owner, name), original in _ORIGINAL.items():
-        setattr(owner, name, original)
+    _set_blocked(False)
     for name in OFFLINE_ENV:
         os.environ.pop(name, None)
-    _tell_hub(offline=False)
 
 
-def _tell_hub(offline: bool) -> None:
-    """The hub client reads its environment once, at import: tell it where it came earlier."""
+def _set_blocked(blocked: bool) -> None:
+    global _blocked
+    _blocked = blocked
+    # The hub client reads its environment once, at import: tell it where it came earlier.
     if "huggingface_hub.constants" in sys.modules:
-        sys.modules["huggingface_hub.constants"].HF_HUB_OFFLINE = offline
+        sys.modules["huggingface_hub.constants"].HF_HUB_OFFLINE = blocked
 
 
 def silence() -> None:

@@ -9,53 +9,64 @@ import statistics
 from dataclasses import asdict
 from pathlib import Path
 
+import nbformat
+import pandas as pd
+
 from course_lib import ROOT, CourseError
 from course_lib.cache import build_dir, cache_dir, write_text
+from course_lib.claims import load_claims
 from course_lib.execute import execute
+from course_lib.machine import describe
 from course_lib.notebooks import Notebook, find_notebooks, tags
-from course_lib.run import code_hash, kernel_env, kernel_parameters, make_plan, notebook_key
+from course_lib.results import committed
+from course_lib.run import code_hash, make_plan, notebook_key
 
 FIRST_LIVE_SEED = 101  # the student's own run has seed 0 and must not be part of its band
-REPLAYED = {"parameters", "imports", "setup", "figure"}
 
 
-def reference_seeds(effort: str, runs: int) -> list[int]:
-    """Seeds of the runs: one full run holds its seeds itself; live runs have one each."""
-    return [0] if effort == "full" else list(range(FIRST_LIVE_SEED, FIRST_LIVE_SEED + runs))
+def make_reference(numbers: list[str] | None, effort: str, runs: int) -> list[Path]:
+    """All reference runs of the notebooks and what is collected from them.
+
+    A full run holds its seeds itself; live runs have one each.
+    """
+    seeds = [0] if effort == "full" else range(FIRST_LIVE_SEED, FIRST_LIVE_SEED + runs)
+    written = []
+    for notebook in find_notebooks(numbers):
+        folders = [run_reference(notebook, effort, seed) for seed in seeds]
+        written += collect(notebook, effort, folders)
+        written.append(merge_claims(notebook, effort, folders))
+    return written
 
 
-def run_reference(notebook: Notebook, effort: str, seed: int, say=print) -> Path:
+def run_reference(notebook: Notebook, effort: str, seed: int) -> Path:
     """One reference run, unless it is finished; its folder holds results, claims and a note."""
     plan = make_plan([notebook.number], effort=effort, seed=seed)
     folder = build_dir() / "reference" / notebook.number / f"{effort}-{seed}"
     note, key = folder / "note.json", notebook_key(plan, notebook)
-    if note.exists() and json.loads(note.read_text(encoding="utf-8"))["key"] == key:
-        say(f"{notebook.path.stem} {effort} seed {seed}: done before")
+    if note.exists() and _read(note)["key"] == key:
+        print(f"{notebook.path.stem} {effort} seed {seed}: done before")
         return folder
     env = {"COURSE_BUILD": str(folder), "COURSE_CACHE": str(cache_dir())}
     (folder / "claims.json").unlink(missing_ok=True)
     target = folder / notebook.path.name
-    execute(notebook.path, target, kernel_parameters(plan, notebook), kernel_env(plan) | env)
-    run = json.loads((folder / "runs" / f"{notebook.number}.json").read_text(encoding="utf-8"))
+    execute(notebook.path, target, plan.parameters[notebook.number], plan.env | env)
+    run = _read(folder / "runs" / f"{notebook.number}.json")
     write_text(note, json.dumps(run | {"key": key}, indent=1))
-    say(f"{notebook.path.stem} {effort} seed {seed}: {run['seconds']:.0f} s")
+    print(f"{notebook.path.stem} {effort} seed {seed}: {run['seconds']:.0f} s")
     return folder
 
 
+def _read(path: Path) -> dict | list:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def collect(notebook: Notebook, effort: str, folders: list[Path]) -> list[Path]:
-    """Write `<nb>_<effort>.csv` and its provenance, and merge the claims; returns what it wrote."""
-    import pandas as pd
-
-    from course_lib.machine import describe
-    from course_lib.results import committed
-
-    name = f"{notebook.number}_{effort}"
-    target = ROOT / "data" / "results"
+    """Write `<nb>_<effort>.csv` and its provenance as .json; returns the two paths."""
     rows = pd.concat([committed(notebook.number, effort, f / "results") for f in folders])
     rows = rows.infer_objects()  # x as numbers where all are
-    table = rows.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    write_text(target / f"{name}.csv", table)
-    notes = [json.loads((f / "note.json").read_text(encoding="utf-8")) for f in folders]
+    table = ROOT / "data" / "results" / f"{notebook.number}_{effort}.csv"
+    write_text(table, rows.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    notes = [_read(folder / "note.json") for folder in folders]
     provenance = {
         "notebook": notebook.number,
         "effort": effort,
@@ -68,12 +79,8 @@ def collect(notebook: Notebook, effort: str, folders: list[Path]) -> list[Path]:
         "machine": describe(),
         "code": code_hash(),
     }
-    write_text(target / f"{name}.json", json.dumps(provenance, indent=1) + "\n")
-    return [
-        target / f"{name}.csv",
-        target / f"{name}.json",
-        merge_claims(notebook, effort, folders),
-    ]
+    write_text(table.with_suffix(".json"), json.dumps(provenance, indent=1) + "\n")
+    return [table, table.with_suffix(".json")]
 
 
 def merge_claims(notebook: Notebook, effort: str, folders: list[Path]) -> Path:
@@ -82,10 +89,8 @@ def merge_claims(notebook: Notebook, effort: str, folders: list[Path]) -> Path:
     A live row carries the median effect, the range of the intervals and `share`, the share of runs
     in which it held; `holds` is True only if it held in all, False only if it was refuted in all.
     """
-    from course_lib.claims import load_claims
-
     path = ROOT / "data" / "results" / ("claims.json" if effort == "full" else "claims_live.json")
-    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    old = _read(path) if path.exists() else []
     rows = [row for row in old if row["notebook"] != notebook.number]
     runs = [load_claims(folder / "claims.json") for folder in folders]
     for same in zip(*runs, strict=True):
@@ -110,40 +115,18 @@ def merge_claims(notebook: Notebook, effort: str, folders: list[Path]) -> Path:
     return path
 
 
-def redraw(notebook: Notebook, say=print) -> None:
+def redraw(notebook: Notebook) -> None:
     """Draw a notebook's figures from committed results: only its setup and figure cells run."""
-    import nbformat
-
     results = ROOT / "data" / "results"
-    effort = next(
-        (e for e in ("full", "live") if (results / f"{notebook.number}_{e}.csv").exists()), None
-    )
-    if effort is None:
-        say(f"{notebook.path.stem}: no committed results yet; make them with `course reference`")
+    efforts = [e for e in ("full", "live") if (results / f"{notebook.number}_{e}.csv").exists()]
+    if not efforts:
+        print(f"{notebook.path.stem}: no committed results yet; make them with `course reference`")
         return
     nb = nbformat.read(notebook.path, as_version=4)
-    is_setup = [c.cell_type == "code" and "setup(" in c.source for c in nb.cells]
-    kept = [
-        cell
-        for cell, setup in zip(nb.cells, is_setup, strict=True)
-        if cell.cell_type == "code" and (setup or REPLAYED & set(tags(cell)))
-    ]
-    nb.cells = kept
-    folder = build_dir() / "replay"
-    source = folder / notebook.path.name
+    nb.cells = [cell for cell in nb.cells if {"parameters", "setup", "figure"} & set(tags(cell))]
+    source = build_dir() / "replay" / notebook.path.name
     write_text(source, nbformat.writes(nb))
-    parameters = {"PROFILE": "pocket", "EFFORT": effort, "SEED": 0}
-    drawn = folder / f"{notebook.path.stem}.drawn.ipynb"
-    execute(source, drawn, parameters, {"COURSE_REPLAY": "1"})
-    count = sum("figure" in tags(cell) for cell in kept)
-    say(f"{notebook.path.stem}: {count} figure cells drawn from the {effort} results")
-
-
-def make_reference(numbers: list[str] | None, effort: str, runs: int, say=print) -> list[Path]:
-    """All reference runs of the notebooks and what is collected from them."""
-    written = []
-    for notebook in find_notebooks(numbers):
-        seeds = reference_seeds(effort, runs)
-        folders = [run_reference(notebook, effort, seed, say) for seed in seeds]
-        written += collect(notebook, effort, folders)
-    return written
+    parameters = {"PROFILE": "pocket", "EFFORT": efforts[0], "SEED": 0}
+    execute(source, source.with_suffix(".drawn.ipynb"), parameters, {"COURSE_REPLAY": "1"})
+    count = sum("figure" in tags(cell) for cell in nb.cells)
+    print(f"{notebook.path.stem}: {count} figure cells drawn from the {efforts[0]} results")

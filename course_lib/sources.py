@@ -12,18 +12,17 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from course_lib import CourseError
 from course_lib.checks import check_choice
 from course_lib.download import data_folder
-
-if TYPE_CHECKING:
-    from course_lib.profiles import Course
+from course_lib.profiles import Course
+from course_lib.world import documents, exam, instructions, judge
 
 Row = dict[str, Any]
 KINDS = ("explain", "refusal", "safe", "calculator")
@@ -32,7 +31,7 @@ _WORD = re.compile(r"[a-z0-9']+")
 
 
 def instruction_rows(
-    course: "Course",
+    course: Course,
     n: int,
     split: str = "train",
     seed: int = 0,
@@ -46,43 +45,33 @@ def instruction_rows(
     arithmetic is the same everywhere. `kinds=None` takes the ordinary mixture of the source.
     """
     if course.profile.data["instructions"] == "world":
-        from course_lib.world.instructions import demonstrations
-
-        return demonstrations(n, seed, split=split, kinds=kinds)
-    wanted = ["explain"] if kinds is None else list(kinds)
-    shares = [n // len(wanted) + (i < n % len(wanted)) for i in range(len(wanted))]
-    rows: list[Row] = []
-    for kind, share in zip(wanted, shares, strict=True):
-        rows += _real_rows(course, kind, share, split, seed)
+        return instructions.demonstrations(n, seed, split=split, kinds=kinds)
+    counts = Counter(islice(cycle(["explain"] if kinds is None else kinds), n))
+    rows = [r for kind, k in counts.items() for r in _draw_real(course, kind, k, split, seed)]
     random.Random(f"instructions {seed}").shuffle(rows)
     return rows
 
 
-def num_demonstrations(course: "Course", n: int, split: str = "train") -> int:
+def num_demonstrations(course: Course, n: int, split: str = "train") -> int:
     """`n`, or how many ordinary demonstrations the source has, where these are fewer."""
     if course.profile.data["instructions"] == "world":
         return n
-    rows = read_rows(data_folder(course.profile.data["instructions"]) / "instruction-data.json")
-    prompts = {_instruction(row)["prompt"] for row in rows}
-    return min(n, sum(_split(prompt) == split for prompt in prompts))
+    return min(n, len(_real_rows(course, "explain", split)))
 
 
 def prompt_rows(
-    course: "Course", split: str, n: int, seed: int = 0, kind: str = "explain"
+    course: Course, split: str, n: int, seed: int = 0, kind: str = "explain"
 ) -> list[Row]:
     """`n` prompts without completion, to let a model answer; real rows carry a `reference`."""
     check_choice("kind", kind, KINDS)
     if kind == "calculator" or course.profile.data["instructions"] == "world":
-        from course_lib.world import instructions as world
-
         if kind == "explain":
-            return world.explain_prompts(split, n, seed)
+            return instructions.explain_prompts(split, n, seed)
         if kind == "calculator":
-            return world.arithmetic_prompts(n, seed)
-        rows = world.unsafe_prompts(split) if kind == "refusal" else world.safe_prompts(split)
-        random.Random(f"prompts {seed}").shuffle(rows)
-        return _take(rows, n, f"{kind} prompts")
-    rows = _real_rows(course, kind, n, split, seed)
+            return instructions.arithmetic_prompts(n, seed)
+        of_kind = {"refusal": instructions.unsafe_prompts, "safe": instructions.safe_prompts}
+        return _draw(of_kind[kind](split), n, f"{kind} prompts", f"prompts {seed}")
+    rows = _draw_real(course, kind, n, split, seed)
     return [
         {k: v for k, v in row.items() if k != "completion"}
         | {"messages": row["messages"][:-1], "reference": row["completion"]}
@@ -90,26 +79,19 @@ def prompt_rows(
     ]
 
 
-def exam_rows(course: "Course", n: int, seed: int = 0) -> tuple[list[Row], dict[str, list[Row]]]:
+def exam_rows(course: Course, n: int, seed: int = 0) -> tuple[list[Row], dict[str, list[Row]]]:
     """`n` test items (`subject`, `question`, `choices`, `answer` 0-3) and five shots a subject."""
     name = course.profile.data["exam"]
     if name == "world":
-        from course_lib.world.exam import dev_items, exam_items
-
-        items = exam_items(n, seed)
-        return items, {s: dev_items(s) for s in sorted({item["subject"] for item in items})}
+        items = exam.exam_items(n, seed)
+        return items, {s: exam.dev_items(s) for s in sorted({item["subject"] for item in items})}
     folder = data_folder(name)
-    items, dev = read_rows(folder / "test.jsonl"), read_rows(folder / "dev.jsonl")
-    random.Random(f"exam {seed}").shuffle(items)
-    items = _take(items, n, "exam items")
-    shots: dict[str, list[Row]] = {item["subject"]: [] for item in items}
-    for row in dev:
-        if row["subject"] in shots:
-            shots[row["subject"]].append(row)
-    return items, shots
+    items = _draw(read_rows(folder / "test.jsonl"), n, "exam items", f"exam {seed}")
+    dev, subjects = read_rows(folder / "dev.jsonl"), {item["subject"] for item in items}
+    return items, {s: [row for row in dev if row["subject"] == s] for s in sorted(subjects)}
 
 
-def document_texts(course: "Course", n: int, seed: int = 0) -> list[str]:
+def document_texts(course: Course, n: int, seed: int = 0) -> list[str]:
     """`n` running texts like those of pretraining, to measure what a model forgets.
 
     Real data: GSM8K problems with their solutions as plain text, without any chat format: a
@@ -117,26 +99,19 @@ def document_texts(course: "Course", n: int, seed: int = 0) -> list[str]:
     """
     name = course.profile.data["documents"]
     if name == "world":
-        from course_lib.world.documents import documents
-
-        return [text for _, text in islice(documents(seed), n)]
+        return [text for _, text in islice(documents.documents(seed), n)]
     rows = read_rows(data_folder(name) / "test.jsonl")
-    random.Random(f"documents {seed}").shuffle(rows)
-    texts = [f"{r['question']}\n{_NOTES.sub('', r['answer'])}" for r in rows]
-    return _take(texts, n, "documents")
+    rows = _draw(rows, n, "documents", f"documents {seed}")
+    return [f"{row['question']}\n{_NOTES.sub('', row['answer'])}" for row in rows]
 
 
-def scorer(course: "Course") -> Callable[[list[Row], list[str]], np.ndarray]:
+def scorer(course: Course) -> Callable[[list[Row], list[str]], np.ndarray]:
     """`score(rows, texts) -> (n,)` quality of answers, from about 0 to 10.
 
     Pocket world: the judge, which is the truth. Real data: `overlap_scores`, a stand-in for a
     public reward model; `course.truth_known` tells which.
     """
-    if course.truth_known:
-        from course_lib.world.judge import score
-
-        return score
-    return overlap_scores
+    return judge.score if course.truth_known else overlap_scores
 
 
 def overlap_scores(rows: list[Row], texts: list[str]) -> np.ndarray:
@@ -163,14 +138,8 @@ def read_rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
-def _real_rows(course: "Course", kind: str, n: int, split: str, seed: int) -> list[Row]:
-    """`n` demonstrations of one kind and split; the split is a hash of the prompt, for ever."""
-    check_choice("kind", kind, KINDS)
-    check_choice("split", split, ("train", "test"))
-    if kind == "calculator":
-        from course_lib.world.instructions import demonstrations
-
-        return demonstrations(n, seed, split=split, kinds=["calculator"])
+def _real_rows(course: Course, kind: str, split: str) -> list[Row]:
+    """All demonstrations of one kind and split; the split is a hash of the prompt, for ever."""
     if kind == "explain":
         folder = data_folder(course.profile.data["instructions"])
         rows = [_instruction(row) for row in read_rows(folder / "instruction-data.json")]
@@ -178,9 +147,16 @@ def _real_rows(course: "Course", kind: str, n: int, split: str, seed: int) -> li
         part = "harmless" if kind == "refusal" else "helpful"
         path = data_folder("hh_rlhf") / f"{part}-base-test.jsonl.gz"
         rows = [row for r in read_rows(path) if (row := _first_turn(r["chosen"], kind))]
-    rows = list({r["prompt"]: r for r in rows if _split(r["prompt"]) == split}.values())
-    random.Random(f"{kind} {split} {seed}").shuffle(rows)
-    return _take(rows, n, f"{kind} rows of the split {split!r}")
+    return list({row["prompt"]: row for row in rows if _split(row["prompt"]) == split}.values())
+
+
+def _draw_real(course: Course, kind: str, n: int, split: str, seed: int) -> list[Row]:
+    check_choice("kind", kind, KINDS)
+    check_choice("split", split, ("train", "test"))
+    if kind == "calculator":
+        return instructions.demonstrations(n, seed, split=split, kinds=["calculator"])
+    rows = _real_rows(course, kind, split)
+    return _draw(rows, n, f"{kind} rows of the split {split!r}", f"{kind} {split} {seed}")
 
 
 def _split(prompt: str) -> str:
@@ -209,7 +185,9 @@ def _first_turn(dialogue: str, kind: str) -> Row | None:
     return _row(turns[0].strip(), turns[1].strip(), kind)
 
 
-def _take(rows: list, n: int, what: str) -> list:
+def _draw(rows: list, n: int, what: str, seed: str) -> list:
+    """`n` of the rows, in an order that the seed decides."""
     if n > len(rows):
         raise CourseError(f"{n} {what} were asked for and there are {len(rows)}; ask for fewer.")
+    random.Random(seed).shuffle(rows)
     return rows[:n]

@@ -3,17 +3,19 @@
 import base64
 import html
 import json
-import os
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from course_lib import ROOT
+from nbconvert import HTMLExporter
+from rich.console import Console
+from rich.table import Table
+
+from course_lib import ROOT, tables
 from course_lib.cache import build_dir, write_text
-from course_lib.run import Outcome, Plan, read_claims
-
-if TYPE_CHECKING:
-    from course_lib.claims import Claim
+from course_lib.claims import Claim, refuted, verdict_table
+from course_lib.machine import describe
+from course_lib.results import committed
+from course_lib.run import Outcome, Plan
+from course_lib.stats import Interval, prediction_interval
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;
 color:#1a1a1a;background:#fff}table{border-collapse:collapse;margin:1rem 0}td,th{border:1px solid
@@ -21,47 +23,33 @@ color:#1a1a1a;background:#fff}table{border-collapse:collapse;margin:1rem 0}td,th
 figure{margin:2rem 0}figcaption{color:#444}.bad{color:#a33c00;font-weight:bold}"""
 
 
-def as_claims(rows: list[dict]) -> list["Claim"]:
-    """Rows of a claims file as `Claim`s; further keys of a committed row are left out."""
-    from course_lib.claims import Claim
-
-    names = [f.name for f in fields(Claim)]
-    return [Claim(**{name: row[name] for name in names}) for row in rows]
+def run_claims(outcomes: list[Outcome]) -> list[Claim]:
+    """The claims of a run."""
+    return [Claim(**row) for outcome in outcomes for row in outcome.claims]
 
 
-def refuted_claims(plan: Plan, outcomes: list[Outcome]) -> list["Claim"]:
+def refuted_claims(plan: Plan, outcomes: list[Outcome]) -> list[Claim]:
     """Claims of this run that contradict what the committed results of the same effort say."""
-    from course_lib.claims import refuted
-
-    if not plan.is_default:
-        return []  # other models or parameters may well give another answer
     name = "claims.json" if plan.effort == "full" else "claims_live.json"
-    committed = as_claims(read_claims(ROOT / "data" / "results" / name))
-    run = as_claims([row for outcome in outcomes for row in outcome.claims])
-    return [after for _, after in refuted(committed, run)]
+    path = ROOT / "data" / "results" / name
+    if not (plan.is_default and path.exists()):
+        return []  # other models or parameters may well give another answer
+    return [after for _, after in refuted(path, run_claims(outcomes))]
 
 
 def outside_band(plan: Plan, outcomes: list[Outcome]) -> list[str]:
     """Values of a live run outside the 99.9% prediction interval of the committed live runs."""
     if not (plan.is_default and plan.effort == "live"):
         return []
-    from course_lib.results import committed as committed_results
-    from course_lib.stats import prediction_interval
-
     found = []
+    point = ["claim", "condition", "x", "measure"]
     for outcome in outcomes:
-        committed = committed_results(outcome.number, "live")
-        own = committed_results(outcome.number, "live", build_dir() / "results")
-        if outcome.error or own.empty or committed.empty:
+        if outcome.error:
             continue
-        where = ["claim", "condition", "x", "measure"]
-        bands = {
-            tuple(map(str, key)): prediction_interval(group)
-            for key, group in committed.groupby(where)["value"]
-            if len(group) > 1
-        }
-        for row in own.itertuples():
-            band = bands.get(tuple(str(getattr(row, name)) for name in where))
+        groups = committed(outcome.number, "live").groupby(point, sort=False)["value"]
+        bands = {key: prediction_interval(group) for key, group in groups if len(group) > 1}
+        for row in committed(outcome.number, "live", build_dir() / "results").itertuples():
+            band = bands.get((row.claim, row.condition, row.x, row.measure))
             if band and not band.low <= row.value <= band.high:
                 found.append(
                     f"{row.claim} {row.condition}, x = {row.x}, {row.measure}: {row.value:.3f}, "
@@ -70,35 +58,63 @@ def outside_band(plan: Plan, outcomes: list[Outcome]) -> list[str]:
     return found
 
 
-def write_report(plan: Plan, outcomes: list[Outcome], outside: list[str]) -> Path:
-    """`build/report.html`: one file with the claims, figures and notes of a run, nothing remote."""
-    from course_lib.claims import verdict_table
-    from course_lib.machine import describe
+def needs_attention(outside: list[str], contradicted: list[Claim]) -> list[str]:
+    """A sentence for each value outside its band and each claim that is refuted."""
+    return [f"Outside the band of the committed live runs: {value}." for value in outside] + [
+        f"Claim {claim.id} is refuted by this run, though the committed results say that it "
+        f"holds: {claim.statement} ({claim.effect:.3f}, target {claim.target})."
+        for claim in contradicted
+    ]
 
-    claims = as_claims([row for outcome in outcomes for row in outcome.claims])
-    refuted = {c.id for c in refuted_claims(plan, outcomes)}
-    pages = {o.number: _notebook_page(plan, o) for o in outcomes}
+
+def show_summary(
+    console: Console, plan: Plan, outcomes: list[Outcome], attention: list[str]
+) -> None:
+    """Claims, times and memory, figures, and what needs attention."""
+    if claims := run_claims(outcomes):
+        columns = ("claim", "statement", "effect [interval]", "target", "verdict")
+        table = Table(*columns, title="Claims")
+        for c in claims:
+            effect = str(Interval(c.effect, c.low, c.high))
+            table.add_row(c.id, c.statement, effect, c.target, c.word)
+        console.print(table)
+    table = Table("notebook", "seconds", "peak memory", "claims", "figures", "state")
+    for notebook, outcome in zip(plan.notebooks, outcomes, strict=True):
+        counts = str(len(outcome.claims)), str(len(outcome.figures))
+        state = "failed" if outcome.error else "done before" if outcome.reused else "done"
+        seconds = f"{outcome.seconds:.0f}"
+        table.add_row(notebook.path.stem, seconds, _memory(outcome), *counts, state)
+    console.print(table)
+    for path in (Path(figure) for outcome in outcomes for figure in outcome.figures):
+        inside = path.is_relative_to(ROOT)
+        console.print(f"figure {path.relative_to(ROOT).as_posix() if inside else path}")
+    for sentence in attention:
+        console.print(sentence, style="bold", markup=False)
+
+
+def _memory(outcome: Outcome) -> str:
+    return "" if outcome.peak_memory_gb is None else f"{outcome.peak_memory_gb:.2f} GB"
+
+
+def write_report(plan: Plan, outcomes: list[Outcome], attention: list[str]) -> Path:
+    """`build/report.html`: one file with the claims, figures and notes of a run, nothing remote."""
+    claims = run_claims(outcomes)
+    about = [", ".join(f"{name} {value}" for name, value in describe().items())]
+    if plan.changed:
+        settings = ", ".join(f"{name} = {value}" for name, value in plan.changed.items())
+        about.append(f"Settings that differ from the defaults: {settings}")
+    figures = [Path(path) for outcome in outcomes for path in outcome.figures]
     parts = [
         f"<h1>Course run: profile {plan.profile}, effort {plan.effort}, seed {plan.seed}</h1>",
-        f"<p>{html.escape(', '.join(f'{k} {v}' for k, v in describe().items()))}</p>",
-        _settings(plan),
+        *(f"<p>{html.escape(line)}</p>" for line in about),
+        *(f"<p class=bad>{html.escape(sentence)}</p>" for sentence in attention),
         "<h2>Claims</h2>",
         verdict_table(claims)._repr_html_() if claims else "<p>No claims were recorded.</p>",
+        "<h2>Notebooks</h2>",
+        _notebook_table(plan, outcomes),
+        "<h2>Figures</h2>",
+        *(_figure(path) for path in figures if path.exists()),
     ]
-    if refuted:
-        parts.append(
-            f"<p class=bad>Refuted, though the committed results say that they hold: "
-            f"{', '.join(sorted(refuted))}</p>"
-        )
-    parts.append("<h2>Notebooks</h2>" + _notebook_table(plan, outcomes, pages))
-    if outside:
-        items = "".join(f"<li>{html.escape(line)}</li>" for line in outside)
-        parts.append(
-            "<h2>Outside their band</h2><p>Values of this run outside the 99.9% prediction "
-            f"interval of the committed live runs:</p><ul>{items}</ul>"
-        )
-    parts.append("<h2>Figures</h2>")
-    parts += [_figure(Path(path)) for outcome in outcomes for path in outcome.figures]
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Course report</title>'
         f"<style>{STYLE}</style><body>{''.join(parts)}</body></html>"
@@ -108,57 +124,29 @@ def write_report(plan: Plan, outcomes: list[Outcome], outside: list[str]) -> Pat
     return path
 
 
-def _settings(plan: Plan) -> str:
-    changed = dict(plan.overrides)
-    for values in plan.parameters.values():
-        changed |= values
-    if not changed:
-        return ""
-    shown = ", ".join(f"{k} = {v}" for k, v in changed.items())
-    return f"<p>Settings that differ from the defaults: {html.escape(shown)}</p>"
-
-
-def _notebook_table(plan: Plan, outcomes: list[Outcome], pages: dict[str, Path | None]) -> str:
+def _notebook_table(plan: Plan, outcomes: list[Outcome]) -> str:
+    """Times and memory; a title links to the executed notebook as a page of HTML beside it."""
     rows = []
     for notebook, outcome in zip(plan.notebooks, outcomes, strict=True):
-        page = pages[outcome.number]
         title = html.escape(notebook.title)
-        if page:
-            link = Path(os.path.relpath(page, build_dir())).as_posix()
-            title = f'<a href="{html.escape(link)}">{title}</a>'
-        memory = "" if outcome.peak_memory_gb is None else f"{outcome.peak_memory_gb:.2f}"
-        state = html.escape(outcome.error) if outcome.error else "done"
-        cells = [outcome.number, title, f"{outcome.seconds:.0f}", memory, state]
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    head = "".join(
-        f"<th>{name}</th>" for name in ("", "notebook", "seconds", "peak memory (GB)", "state")
-    )
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
-
-
-def _notebook_page(plan: Plan, outcome: Outcome) -> Path | None:
-    """The executed notebook as HTML beside it (made offline; only formulas ask for MathJax)."""
-    from nbconvert import HTMLExporter
-
-    path = next(n.path.name for n in plan.notebooks if n.number == outcome.number)
-    source = plan.folder / path
-    if outcome.error or not source.exists():
-        return None
-    target = source.with_suffix(".html")
-    if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
-        exporter = HTMLExporter(require_js_url="", jquery_url="", embed_images=True)
-        write_text(target, exporter.from_filename(str(source))[0])
-    return target
+        executed = plan.folder / notebook.path.name
+        page = executed.with_suffix(".html")
+        if not outcome.error:
+            if not (outcome.reused and page.exists()):  # only formulas ask for MathJax
+                exporter = HTMLExporter(require_js_url="", jquery_url="", embed_images=True)
+                write_text(page, exporter.from_filename(str(executed))[0])
+            link = html.escape(page.relative_to(build_dir()).as_posix())
+            title = f'<a href="{link}">{title}</a>'
+        state = html.escape(outcome.error) or "done"
+        rows.append([outcome.number, title, f"{outcome.seconds:.0f}", _memory(outcome), state])
+    head = ["", "notebook", "seconds", "peak memory", "state"]
+    return tables.Table(head, rows, "")._repr_html_()
 
 
 def _figure(path: Path) -> str:
-    if not path.exists():
-        return ""
-    about = path.with_suffix(".json")
-    words = json.loads(about.read_text(encoding="utf-8")) if about.exists() else {}
+    words = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     image = base64.b64encode(path.read_bytes()).decode()
     return (
-        f'<figure><img alt="{html.escape(words.get("alt", path.stem))}" '
-        f'src="data:image/png;base64,{image}">'
-        f"<figcaption>{html.escape(words.get('caption', path.stem))}</figcaption></figure>"
+        f'<figure><img alt="{html.escape(words["alt"])}" src="data:image/png;base64,{image}">'
+        f"<figcaption>{html.escape(words['caption'])}</figcaption></figure>"
     )

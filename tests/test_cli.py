@@ -7,9 +7,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from course_lib import CourseError, doctor, show
+from course_lib import CourseError, doctor
 from course_lib.cli import app
-from course_lib.world.topics import load_topics
 
 runner = CliRunner()
 
@@ -66,8 +65,8 @@ def test_world_show(what, words):
     output = invoke("world", "show", what, "-n", "2").output
     assert words in output
     assert output == invoke("world", "show", what, "-n", "2").output
-    if what not in (*load_topics(), "topics") or what in show.OTHERS:
-        assert what == "topics" or output != invoke("world", "show", what, "--seed", "1").output
+    if what not in ("moon_landing", "topics"):
+        assert output != invoke("world", "show", what, "--seed", "1").output
 
 
 def test_world_show_of_a_typing_mistake():
@@ -95,12 +94,10 @@ def test_data_list_names_licences():
 
 def test_doctor_says_what_to_do(monkeypatch):
     monkeypatch.setattr(doctor, "available_memory_gb", lambda: 0.5)
-    monkeypatch.setattr(doctor, "_peak", lambda: doctor.Finding("matrix products", "1", True))
+    monkeypatch.setattr(doctor, "_peak", lambda: doctor.Finding("matrix products", "1", ""))
     found = {finding.what: finding for finding in doctor.examine()}
-    assert found["memory"].ok is False and "close other programs" in found["memory"].remedy
-    assert "hub" not in found and found["torch"].ok
-    for finding in found.values():
-        assert finding.ok is not False or finding.remedy
+    assert "close other programs" in found["memory"].remedy
+    assert "hub" not in found and found["torch"].remedy == ""
 
 
 def test_doctor_reports_an_unreachable_hub(monkeypatch):
@@ -108,8 +105,7 @@ def test_doctor_reports_an_unreachable_hub(monkeypatch):
         raise OSError("no route")
 
     monkeypatch.setattr(socket, "create_connection", refuse)
-    finding = doctor._hub()
-    assert finding.ok is False and "pocket works offline" in finding.remedy
+    assert "pocket works offline" in doctor._hub().remedy
 
 
 def test_lab_starts_jupyterlab_on_the_first_notebook(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The runner, on stub notebooks: checks first, resumes, locks, fails in a few lines, sums up."""
 
+import _thread
 import json
 import os
 import subprocess
@@ -11,13 +12,15 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from rich.console import Console
 
 from course_lib import CourseError, run, summary
-from course_lib.execute import stop_all
+from course_lib.execute import execute
 from course_lib.notebooks import find_notebooks
 from course_lib.run import load_outcome, make_plan, only_one, run_plan
 from course_lib.summary import outside_band, refuted_claims, write_report
 
+console = Console(highlight=False, soft_wrap=True)
 PARAMETERS = 'PROFILE = "pocket"\nEFFORT = "live"\nSEED = 0\nEXAMPLES = 8\nRATE = 0.1'
 SETUP = (
     "from course_lib.profiles import setup\n"
@@ -32,34 +35,12 @@ CLAIM = (
 )
 
 
-class Quiet:
-    """A progress that keeps what it was told."""
-
-    def __init__(self):
-        self.said = []
-
-    def reused(self, notebook, outcome):
-        self.said.append(("reused", notebook.number))
-
-    def begin(self, notebook):
-        self.said.append(("begin", notebook.number))
-
-    def cell(self, notebook, at, total):
-        self.said.append(("cell", notebook.number, at, total))
-
-    def end(self, notebook, outcome):
-        self.said.append(("end", notebook.number))
-
-    def tick(self):
-        pass
-
-
 def write_stub(folder: Path, number: str, *more: str, plain: bool = False) -> Path:
     """A stub notebook; `plain` leaves out the library, so that its kernel starts faster."""
     cells = [new_markdown_cell(f"# What is {number}?\n\n2 min")]
     cells.append(new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}))
     if not plain:
-        cells.append(new_code_cell(SETUP.format(number=number)))
+        cells.append(new_code_cell(SETUP.format(number=number), metadata={"tags": ["setup"]}))
     cells.append(new_markdown_cell("## Train"))
     cells += [new_code_cell(source) for source in more]
     if not plain:
@@ -113,21 +94,21 @@ def test_everything_is_checked_before_anything_runs(folders, arguments, words):
     assert not os.path.exists(os.environ["COURSE_BUILD"])
 
 
-def test_runs_resumes_and_sums_up(folders, monkeypatch, tmp_path):
+def test_runs_resumes_and_sums_up(folders, monkeypatch, tmp_path, capsys):
     write_stub(folders, "01", CLAIM.format(number="1"))
     plan = make_plan(settings={"examples": 16})
-    progress = Quiet()
-    (outcome,) = run_plan(plan, progress)
+    (outcome,) = run_plan(plan, console)
     assert not outcome.error and outcome.peak_memory_gb > 0.05
     assert [c["id"] for c in outcome.claims] == ["1.1"] and outcome.claims[0]["holds"] is True
-    assert ("cell", "01", 0, 7) in progress.said  # papermill adds a cell with the parameters
+    assert "01_stub: started\n01_stub: done in" in capsys.readouterr().out
     executed = nbformat.read(plan.folder / "01_stub.ipynb", 4)
     assert "EXAMPLES = 16" in executed.cells[2].source
     assert "more is more" in str(executed.cells[-1].outputs)
 
-    again = Quiet()
-    (second,) = run_plan(plan, again)
-    assert second.reused and again.said == [("reused", "01")] and second.claims == outcome.claims
+    (second,) = run_plan(plan, console)
+    assert second.reused and second.claims == outcome.claims
+    said = capsys.readouterr().out
+    assert said.startswith("01_stub: done before") and len(said.splitlines()) == 1
     # Another parameter, another source or another library is another run.
     assert load_outcome(make_plan(settings={"examples": 32}), plan.notebooks[0]) is None
     monkeypatch.setattr(run, "code_hash", lambda: "other")
@@ -146,7 +127,7 @@ def test_failure_names_notebook_heading_and_error(folders):
     write_stub(folders, "01", "x = 1", "raise ValueError('the loss is nan')", plain=True)
     write_stub(folders, "02", "print('fine')", plain=True)
     plan = make_plan()
-    failed, fine = run_plan(plan, Quiet())
+    failed, fine = run_plan(plan, console)
     for words in ("01_stub.ipynb", "“Train”", "ValueError: the loss is nan", "same command"):
         assert words in failed.error
     assert len(failed.error.splitlines()) <= 5
@@ -155,35 +136,43 @@ def test_failure_names_notebook_heading_and_error(folders):
     assert not fine.error
     # Once mended, only what failed runs again.
     write_stub(folders, "01", "x = 1", plain=True)
-    progress = Quiet()
-    outcomes = run_plan(make_plan(), progress)
+    outcomes = run_plan(make_plan(), console)
     assert [o.error for o in outcomes] == ["", ""] and [o.reused for o in outcomes] == [False, True]
     assert not (plan.folder / "01_stub.failed.ipynb").exists()
 
 
 def test_kernel_that_is_killed_says_memory(folders):
     write_stub(folders, "01", "import os; os._exit(137)", plain=True)
-    (outcome,) = run_plan(make_plan(), Quiet())
+    (outcome,) = run_plan(make_plan(), console)
     assert "memory ran out" in outcome.error
 
 
-def test_interrupt_ends_kernels_and_keeps_finished_notebooks(folders, monkeypatch):
-    write_stub(folders, "01", "x = 1", plain=True)
-    write_stub(folders, "02", "import time; time.sleep(60)", plain=True)
+def test_every_cell_that_begins_is_told(folders, tmp_path):
+    source, seen = write_stub(folders, "01", "x = 1", plain=True), []
+    execute(source, tmp_path / "x.ipynb", {"SEED": 1}, {}, lambda *at: seen.append(at))
+    assert seen == [(i, 5) for i in range(5)]  # papermill adds a cell with the parameters
 
-    class Impatient(Quiet):
-        def tick(self):
-            if ("cell", "02", 4, 5) in self.said:
-                raise KeyboardInterrupt
+
+def test_interrupt_ends_kernels_and_keeps_finished_notebooks(folders, tmp_path, capsys):
+    begun = tmp_path / "begun"
+    wait = f"import pathlib, time; pathlib.Path({str(begun)!r}).touch(); time.sleep(60)"
+    write_stub(folders, "01", "x = 1", plain=True)
+    write_stub(folders, "02", wait, plain=True)
+    write_stub(folders, "03", "x = 1", plain=True)
+
+    def interrupt():
+        while not begun.exists():
+            time.sleep(0.1)
+        _thread.interrupt_main()
 
     start = time.perf_counter()
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        run_plan(make_plan(), Impatient())
-    assert time.perf_counter() - start < 30
-    one, two = make_plan().notebooks
+        run_plan(make_plan(), console)
+    assert time.perf_counter() - start < 30 and "03_stub" not in capsys.readouterr().out
+    one, two, _ = make_plan().notebooks
     assert load_outcome(make_plan(), one) and load_outcome(make_plan(), two) is None
     assert not list(make_plan().folder.glob("*.part*"))
-    stop_all()  # with nothing running it does nothing
 
 
 def test_two_jobs_run_at_once_and_share_the_cores(folders, tmp_path):
@@ -196,50 +185,22 @@ def test_two_jobs_run_at_once_and_share_the_cores(folders, tmp_path):
     )
     write_stub(folders, "01", wait.format(1, 2), plain=True)
     write_stub(folders, "02", wait.format(2, 1), plain=True)
-    assert [o.error for o in run_plan(make_plan(jobs=2), Quiet())] == ["", ""]
+    assert [o.error for o in run_plan(make_plan(jobs=2), console)] == ["", ""]
 
 
 def test_second_run_says_that_there_is_one(tmp_path):
-    begun, over = threading.Event(), threading.Event()
-
-    def first():
-        with only_one(tmp_path / "out"):
-            begun.set()
-            over.wait(10)
-
-    thread = threading.Thread(target=first)
-    thread.start()
-    begun.wait(10)
-    try:
-        with (
-            pytest.raises(CourseError, match=f"Another.*process {os.getpid()}.*wait"),
-            only_one(tmp_path / "out"),
-        ):
-            pass
-    finally:
-        over.set()
-        thread.join()
-    with only_one(tmp_path / "out"):
+    words = f"Another.*process {os.getpid()}.*wait"
+    with only_one(tmp_path), pytest.raises(CourseError, match=words), only_one(tmp_path):
+        pass
+    with only_one(tmp_path):
         pass
 
 
 def committed_claim(**changes):
-    row = {
-        "id": "1.1",
-        "statement": "more is more",
-        "source": "slide 1",
-        "measure": "share",
-        "effect": 0.5,
-        "low": 0.4,
-        "high": 0.6,
-        "target": ">= 0.2",
-        "holds": True,
-        "profile": "pocket",
-        "effort": "live",
-        "seeds": [0],
-        "notebook": "01",
-    }
-    return row | changes
+    interval = {"effect": 0.5, "low": 0.4, "high": 0.6, "target": ">= 0.2", "holds": True}
+    run = {"profile": "pocket", "effort": "live", "seeds": [0], "notebook": "01"}
+    words = {"id": "1.1", "statement": "more is more", "source": "slide 1", "measure": "share"}
+    return words | interval | run | changes
 
 
 def test_refuted_claim_and_value_outside_its_band(folders, tmp_path, monkeypatch):
@@ -272,7 +233,7 @@ def test_refuted_claim_and_value_outside_its_band(folders, tmp_path, monkeypatch
 def test_pocket_notebook_cannot_reach_the_network(folders):
     code = "import urllib.request\nurllib.request.urlopen('http://192.0.2.1')"
     write_stub(folders, "01", code)
-    (outcome,) = run_plan(make_plan(), Quiet())
+    (outcome,) = run_plan(make_plan(), console)
     assert "opens no network connection" in outcome.error
 
 
@@ -283,17 +244,16 @@ def test_model_folder_reaches_the_notebook(folders, tmp_path):
         (model / name).write_text("{}", encoding="utf-8")
     write_stub(folders, "01", f"assert course.model() == {str(model.resolve())!r}")
     plan = make_plan(settings={"base_model": str(model)})
-    assert [o.error for o in run_plan(plan, Quiet())] == [""]
+    assert [o.error for o in run_plan(plan, console)] == [""]
 
 
-def test_reference_runs_are_collected_and_figures_redrawn(folders, tmp_path, monkeypatch):
+def test_reference_runs_are_collected_and_figures_redrawn(folders, tmp_path, monkeypatch, capsys):
     from course_lib import reference
 
     source = CLAIM.format(number="1").replace("RATE * 5)", "RATE * 5 + SEED / 1000)")
     path = write_stub(folders, "01", source)
     monkeypatch.setattr(reference, "ROOT", tmp_path)
-    said = []
-    written = reference.make_reference(["01"], "live", 2, said.append)
+    written = reference.make_reference(["01"], "live", 2)
     assert {p.name for p in written} == {"01_live.csv", "01_live.json", "claims_live.json"}
     results = tmp_path / "data" / "results"
     table = (results / "01_live.csv").read_text(encoding="utf-8").splitlines()
@@ -302,16 +262,16 @@ def test_reference_runs_are_collected_and_figures_redrawn(folders, tmp_path, mon
     assert note["seeds"] == [101, 102] and note["seconds"] > 0 and note["machine"]["torch"]
     (claim,) = json.loads((results / "claims_live.json").read_text(encoding="utf-8"))
     assert claim["share"] == 1.0 and claim["holds"] is True
-    reference.make_reference(["01"], "live", 2, said.append)
-    assert sum("done before" in line for line in said) == 2
+    reference.make_reference(["01"], "live", 2)
+    assert capsys.readouterr().out.count("done before") == 2
 
     nb = nbformat.read(path, 4)
     nb.cells.append(new_code_cell("raise ValueError('training in a replay')"))
     drawn = f"from pathlib import Path; Path({str(tmp_path)!r}, 'drawn').touch()"
     nb.cells.append(new_code_cell(drawn, metadata={"tags": ["figure"]}))
     nbformat.write(nb, path)
-    reference.redraw(find_notebooks()[0], said.append)
-    assert (tmp_path / "drawn").exists() and "1 figure cells" in said[-1]
+    reference.redraw(find_notebooks()[0])
+    assert (tmp_path / "drawn").exists() and "1 figure cells" in capsys.readouterr().out
 
 
 def test_command_ends_with_the_report(folders, tmp_path):
