@@ -193,12 +193,6 @@ class Course:
         name, revision = self.model(role), self.revision(role)
         return load_model(name, revision=revision, **options), load_tokenizer(name, revision)
 
-    def reference(self, claim: str, measure: str, condition: str | None = None):
-        """Committed `full` rows of a claim (DataFrame, empty where none are committed yet)."""
-        from course_lib.results import committed, select
-
-        return select(committed(self.notebook, "full"), claim, measure, condition)
-
     def finish(self) -> Any:
         """Last cell: save the results, note seconds and peak memory, show the claims table."""
         from course_lib.claims import load_claims, verdict_table
