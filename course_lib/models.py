@@ -227,7 +227,7 @@ def save_model(
     """
     import torch
 
-    if hasattr(model, "merge_and_unload") and not is_quantized(model):
+    if hasattr(model, "merge_and_unload") and not _layers_4bit(model):
         model = copy.deepcopy(model).merge_and_unload()
     if dtype is not None:
         model = copy.deepcopy(model).to(getattr(torch, dtype))
@@ -235,12 +235,7 @@ def save_model(
     tokenizer.save_pretrained(folder)
 
 
-def add_lora(
-    model: PreTrainedModel,
-    r: int = 8,
-    *,
-    new_tokens: list[int] | None = None,
-):
+def add_lora(model: PreTrainedModel, r: int = 8, *, new_tokens: list[int] | None = None):
     """Freeze `model`, add LoRA matrices of rank `r` to its linear layers, scaled by alpha / r = 2.
 
     `new_tokens` are ids whose embeddings are trained as well: those of a chat's frame, which a base
@@ -258,11 +253,6 @@ def add_lora(
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
-
-
-def is_quantized(model: torch.nn.Module) -> bool:
-    """True where any weight is 4-bit (bitsandbytes)."""
-    return bool(_layers_4bit(model))
 
 
 def _layers_4bit(model: torch.nn.Module) -> dict[str, torch.nn.Module]:

@@ -109,8 +109,11 @@ def _place(frame: pd.DataFrame, positions: Mapping | None) -> pd.DataFrame:
 def _band(
     ax: Axes, full: pd.DataFrame, live: pd.DataFrame, look: dict[str, Any], joined: bool
 ) -> None:
-    """The mean of the full runs with its 95% t-interval over seeds, as a line and a shade where
-    `joined`, else as points; thin bars are the 99.9% prediction interval of one live run."""
+    """Committed results: the mean of the full runs with its 95% t-interval over seeds.
+
+    A line and a shade where `joined`, else points with whiskers; the thick pale bars are the 99.9%
+    prediction interval of one live run.
+    """
     color = look["color"]
     for at, values in live.groupby("at")["value"]:
         if len(values) > 1:
