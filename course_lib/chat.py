@@ -10,25 +10,22 @@ import functools
 import html
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from course_lib import CourseError
-from course_lib.generate import Generation, generate
+from course_lib.generate import generate
 
 Message = dict[str, str]
 Row = dict[str, list[int]]  # "input_ids" and "completion_mask", of the same length
 CALL = re.compile(r"<(\w+)>(.*?)</\1>\s*$", re.DOTALL)  # a tool call ends the assistant's turn
 
 
-def _as_messages(prompt: str | Sequence[Message]) -> list[Message]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-
-
-def _template(tokenizer, messages: Sequence[Message], **options):
+def _template(tokenizer, messages: Sequence[Message], thinking: bool = False, **options):
     # Qwen3's switch; other templates ignore it. The answers here are written without <think>.
-    return tokenizer.apply_chat_template(list(messages), enable_thinking=False, **options)
+    return tokenizer.apply_chat_template(list(messages), enable_thinking=thinking, **options)
 
 
 def end_of_turn(tokenizer) -> str:
@@ -68,7 +65,7 @@ def stop_ids(tokenizer) -> list[int]:
     return sorted({turn, tokenizer.eos_token_id, document_ends(tokenizer)[1]} - {None})
 
 
-def render_chat(tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False) -> Row:
+def render_chat(tokenizer, messages: Sequence[Message]) -> Row:
     """A conversation as `input_ids` and `completion_mask`.
 
     Where the template marks what the assistant generates, those marks are used. Elsewhere the mask
@@ -76,17 +73,9 @@ def render_chat(tokenizer, messages: Sequence[Message], add_generation_prompt: b
     up to it, with its generation prompt, ends, and goes on to the first end-of-turn token.
     """
     if "{% generation" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template:
-        out = _template(
-            tokenizer,
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-        )
+        out = _template(tokenizer, messages, return_dict=True, return_assistant_tokens_mask=True)
         return {"input_ids": out["input_ids"], "completion_mask": out["assistant_masks"]}
-    text = _template(
-        tokenizer, messages, add_generation_prompt=add_generation_prompt, tokenize=False
-    )
+    text = _template(tokenizer, messages, tokenize=False)
     end = end_of_turn(tokenizer)
     spans = []
     for i, message in enumerate(messages):
@@ -105,9 +94,7 @@ def _answer_start(tokenizer, before: Sequence[Message], text: str) -> int:
     """Where in `text` the answer to the messages `before` starts."""
     # Qwen3's prompt ends with an empty <think>, which the last answer has and older ones have not.
     for thinking in (False, True):
-        prompt = tokenizer.apply_chat_template(
-            list(before), add_generation_prompt=True, tokenize=False, enable_thinking=thinking
-        )
+        prompt = _template(tokenizer, before, thinking, add_generation_prompt=True, tokenize=False)
         if text.startswith(prompt):
             return len(prompt)
     raise CourseError(
@@ -119,7 +106,9 @@ def _answer_start(tokenizer, before: Sequence[Message], text: str) -> int:
 
 def render_prompt(tokenizer, prompt: str | Sequence[Message]) -> list[int]:
     """A user's text, or a conversation so far, as ids up to where the assistant begins."""
-    text = _template(tokenizer, _as_messages(prompt), add_generation_prompt=True, tokenize=False)
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    text = _template(tokenizer, prompt, add_generation_prompt=True, tokenize=False)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -130,31 +119,17 @@ def render_text(tokenizer, text: str) -> Row:
     return {"input_ids": ids, "completion_mask": [0] * len(start) + [1] * (len(ids) - len(start))}
 
 
-def collate(
-    rows: Sequence[Row], pad_id: int, side: str = "right", max_length: int | None = None
-) -> dict[str, torch.Tensor]:
-    """Rows to tensors (B, T): `input_ids`, `attention_mask`, `completion_mask`; pads are masked.
+def collate(rows: Sequence[Row], pad_id: int, side: str = "right") -> dict[str, torch.Tensor]:
+    """Rows to tensors (B, T): `input_ids`, `attention_mask`, `completion_mask`; pads are masked."""
 
-    `max_length` cuts rows at their end.
-    """
-    rows = [
-        {key: row[key][:max_length] for key in row if isinstance(row[key], list)} for row in rows
-    ]
-    longest = max(len(row["input_ids"]) for row in rows)
+    def pad(columns: list[list[int]], value: int) -> torch.Tensor:
+        tensors = [torch.tensor(column) for column in columns]
+        return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
 
-    def pad(key: str, value: int) -> torch.Tensor:
-        fill = [[value] * (longest - len(row["input_ids"])) for row in rows]
-        parts = [
-            (r[key], f) if side == "right" else (f, r[key]) for r, f in zip(rows, fill, strict=True)
-        ]
-        return torch.tensor([list(a) + list(b) for a, b in parts])
-
-    for row in rows:
-        row["attention_mask"] = [1] * len(row["input_ids"])
     return {
-        "input_ids": pad("input_ids", pad_id),
-        "attention_mask": pad("attention_mask", 0),
-        "completion_mask": pad("completion_mask", 0),
+        "input_ids": pad([row["input_ids"] for row in rows], pad_id),
+        "attention_mask": pad([[1] * len(row["input_ids"]) for row in rows], 0),
+        "completion_mask": pad([row["completion_mask"] for row in rows], 0),
     }
 
 
@@ -164,8 +139,8 @@ def batches(
     batch_size: int | None = None,
     tokens_per_batch: int | None = None,
     rng: random.Random | None = None,
-) -> Iterator[list[int]]:
-    """Yield lists of row indices, rows of like length together, so that little is padded.
+) -> list[list[int]]:
+    """Lists of row indices, rows of like length together, so that little is padded.
 
     At most `batch_size` rows and `tokens_per_batch` tokens (pads counted; at least one row) each.
     With `rng`, rows of one length and the order of batches are shuffled; without, shortest first.
@@ -174,18 +149,17 @@ def batches(
     if rng:
         rng.shuffle(order)
     order.sort(key=lambda i: len(rows[i]["input_ids"]))
-    groups: list[list[int]] = [[]]
+    groups: list[list[int]] = []
     for i in order:
-        size = len(groups[-1]) + 1
+        size = len(groups[-1]) + 1 if groups else 1
         tokens = size * len(rows[i]["input_ids"])  # the newest is the longest
         full = size > (batch_size or size) or tokens > (tokens_per_batch or tokens)
-        if full and groups[-1]:
+        if full or not groups:
             groups.append([])
         groups[-1].append(i)
-    groups = [group for group in groups if group]
     if rng:
         rng.shuffle(groups)
-    yield from groups
+    return groups
 
 
 def show_tokens(tokenizer, input_ids: Sequence[int], completion_mask: Sequence[int]) -> str:
@@ -203,17 +177,16 @@ def show_tokens(tokenizer, input_ids: Sequence[int], completion_mask: Sequence[i
     return f'<div style="font-family:monospace;line-height:1.7">{"".join(spans)}</div>'
 
 
-def _decode(tokenizer, generation: Generation) -> list[str]:
-    return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in generation.lists]
-
-
-def _sampling(tokenizer, sampling: dict) -> dict:
-    defaults = {
+def _write(model, tokenizer, prompt_ids: list[list[int]], sampling: dict) -> list[str]:
+    """What `generate` adds to the prompts, as text; at most 128 tokens unless `sampling` says."""
+    options = {
         "max_new_tokens": 128,
         "eos_ids": stop_ids(tokenizer),
         "pad_id": tokenizer.pad_token_id,
+        **sampling,
     }
-    return defaults | sampling
+    lists = generate(model, prompt_ids, **options).lists
+    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in lists]
 
 
 def ask(model, tokenizer, prompts: Sequence[str | Sequence[Message]], **sampling) -> list[str]:
@@ -223,15 +196,14 @@ def ask(model, tokenizer, prompts: Sequence[str | Sequence[Message]], **sampling
     `num_generations`, the answers to one prompt stand side by side.
     """
     ids = [render_prompt(tokenizer, prompt) for prompt in prompts]
-    return _decode(tokenizer, generate(model, ids, **_sampling(tokenizer, sampling)))
+    return [text.strip() for text in _write(model, tokenizer, ids, sampling)]
 
 
 def complete(model, tokenizer, texts: Sequence[str], **sampling) -> list[str]:
     """Raw continuations of `texts`, as a base model writes them; `sampling` as in `ask`."""
     start, _ = document_ends(tokenizer)
     ids = [start + tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    generation = generate(model, ids, **_sampling(tokenizer, sampling))
-    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in generation.lists]
+    return _write(model, tokenizer, ids, sampling)
 
 
 def run_conversation(

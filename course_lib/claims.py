@@ -11,12 +11,15 @@ import html
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
+
+from filelock import FileLock
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from course_lib import CourseError
 from course_lib.cache import build_dir, write_text
-from course_lib.report import profile_name
 from course_lib.stats import Interval, equivalent
 from course_lib.tables import Table
 
@@ -53,18 +56,21 @@ class Claim:
         """The verdict in words."""
         if self.target == "computed":
             return "measured"
-        return {True: "holds", False: "does not hold here"}.get(
-            self.holds, "undecided at this sample size"
-        )
+        if self.holds is None:
+            return "undecided at this sample size"
+        return "holds" if self.holds else "does not hold here"
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.effect, self.low, self.high)
 
     def _repr_html_(self) -> str:
         return verdict_table([self])._repr_html_()
 
     def __repr__(self) -> str:
-        interval = Interval(self.effect, self.low, self.high)
         return (
             f"{self.id} {self.word}: {self.statement}\n"
-            f"    {self.measure}: {interval}, target {self.target}"
+            f"    {self.measure}: {self.interval}, target {self.target}"
         )
 
 
@@ -104,7 +110,6 @@ def claim(
     measure: str,
     interval: Interval | tuple[float, float, float] | float,
     target: str,
-    path: Path | None = None,
 ) -> Claim:
     """Decide a claim, record it in build/claims.json, and return it for display.
 
@@ -113,7 +118,6 @@ def claim(
         id: the row of CLAIMS.md, with a letter where a row is split ("1.1a").
         interval: estimate, low and high; a bare number is allowed where the target is "computed".
         target: see `verdict`.
-        path: the file, by default `claims_file()`.
     """
     if isinstance(interval, (int, float)):
         if target != "computed":
@@ -133,12 +137,12 @@ def claim(
         high=round(interval.high, 6),
         target=target,
         holds=verdict(interval, target),
-        profile=profile_name(course),
+        profile=course.profile.name,
         effort=course.effort,
-        seeds=[int(seed) for seed in course.seeds],
+        seeds=course.seeds,
         notebook=course.notebook,
     )
-    _store(row, path or claims_file())
+    _store(row, claims_file())
     return row
 
 
@@ -158,72 +162,52 @@ def _order(row: Claim) -> tuple:
 
 def _store(row: Claim, path: Path) -> None:
     """Put `row` in the file in place of its predecessor; notebooks may do so at the same time."""
-    from filelock import FileLock
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(path.name + ".lock")):
-        rows = {_key(old): old for old in (load_claims(path) if path.exists() else [])}
-        rows[_key(row)] = row
-        text = json.dumps(
-            [asdict(row) for row in sorted(rows.values(), key=_order)], indent=1, ensure_ascii=False
-        )
-        write_text(path, text + "\n")
+        rows = [old for old in load_claims(path) if _key(old) != _key(row)]
+        table = [asdict(each) for each in sorted([*rows, row], key=_order)]
+        write_text(path, json.dumps(table, indent=1, ensure_ascii=False) + "\n")
 
 
 def load_claims(path: Path | None = None) -> list[Claim]:
-    """The claims of a file, sorted by id. Raises `CourseError` if it is missing or damaged.
+    """The claims of a file (by default of this build), none if there is no such file.
 
     Fields that a claim does not have (the share of live runs in which it held) are passed over.
+    Raises `CourseError` if the file is damaged.
     """
     path = path or claims_file()
-    names = [field.name for field in fields(Claim)]
+    if not path.exists():
+        return []
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        return sorted((Claim(**{name: row[name] for name in names}) for row in rows), key=_order)
-    except FileNotFoundError:
+        return TypeAdapter(list[Claim]).validate_json(path.read_bytes())
+    except ValidationError as error:
         raise CourseError(
-            f"There are no claims in {path}; run a notebook first, for example `course run 01`."
-        ) from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CourseError(
-            f"The claims in {path} cannot be read ({error!r}); delete the file and run again."
+            f"The claims in {path} cannot be read ({error.errors()[0]['msg']}); delete the file "
+            "and run again."
         ) from None
 
 
-def claims_table(notebook: str | None = None, path: Path | None = None) -> Table:
-    """The claims of a file (by default of this build), of one notebook if named, as a table."""
-    path = path or claims_file()
-    rows = load_claims(path) if path.exists() else []
-    return verdict_table([row for row in rows if notebook in (None, row.notebook)])
+def claims_table(notebook: str) -> Table:
+    """The claims of a notebook in this build, as a table."""
+    return verdict_table([row for row in load_claims() if row.notebook == notebook])
 
 
 def verdict_table(rows: list[Claim]) -> Table:
     cells = []
     for row in rows:
         sign, color = _LOOK[row.word]
-        measured = str(Interval(row.effect, row.low, row.high))
-        cells.append(
-            [html.escape(value) for value in (row.id, row.statement, row.measure, measured)]
-            + [html.escape(row.target), f'<b style="color:{color}">{sign} {row.word}</b>']
-        )
+        plain = (row.id, row.statement, row.measure, str(row.interval), row.target)
+        words = f'<b style="color:{color}">{sign} {row.word}</b>'
+        cells.append([*map(html.escape, plain), words])
     head = ["claim", "statement", "measure", "effect [interval]", "target", "verdict"]
     return Table(head, cells, "\n".join(map(repr, rows)) or "no claims yet")
 
 
-def refuted(
-    committed: Path | Iterable[Claim], run: Path | Iterable[Claim]
-) -> list[tuple[Claim, Claim]]:
+def refuted(committed: Iterable[Claim], run: Iterable[Claim]) -> list[tuple[Claim, Claim]]:
     """Pairs (committed, run) of the same id, profile and effort that held and now do not.
 
     An undecided run refutes nothing, and a claim that is new or was never committed as holding
     cannot be refuted.
     """
-    before, after = (
-        {_key(row): row for row in (load_claims(rows) if isinstance(rows, Path) else rows)}
-        for rows in (committed, run)
-    )
-    return [
-        (row, after[key])
-        for key, row in before.items()
-        if row.holds is True and key in after and after[key].holds is False
-    ]
+    held = {_key(row): row for row in committed if row.holds}
+    return [(held[_key(row)], row) for row in run if row.holds is False and _key(row) in held]

@@ -75,7 +75,6 @@ def assess(exercise: Exercise, function: Callable) -> tuple[bool | None, str]:
     if not callable(function):
         return open_yet
     wanted = outputs(exercise, exercise.reference)
-    labels = [label for label, _ in exercise.inputs(np.random.default_rng(SEED))]
     try:
         with np.errstate(all="ignore"):  # a division by zero shows in the result
             found = outputs(exercise, function)
@@ -83,36 +82,38 @@ def assess(exercise: Exercise, function: Callable) -> tuple[bool | None, str]:
         return open_yet
     except Exception as error:  # whatever a student's function does, the notebook goes on
         return False, f"✘ stopped with {type(error).__name__}: {error}"
-    if all(result is None for result in found):
+    if all(value is None for value, _ in found):
         return open_yet
-    wrong = [i for i in range(len(wanted)) if not same(found[i], wanted[i])]
-    if not wrong:
+    right = list(map(same, found, wanted))
+    if all(right):
         return True, f"✔ right on all {len(wanted)} inputs, random and adversarial ones."
     for sentence, mistake in exercise.mistakes.items():
         if all(map(same, found, outputs(exercise, mistake))):
             return False, f"✘ {sentence}"
-    return False, f"✘ {describe(found, wanted, labels, wrong)}"
+    first = right.index(False)
+    label, _ = exercise.inputs(np.random.default_rng(SEED))[first]
+    where = f"on the input {label!r}"
+    if any(right):
+        where += f" (right on {sum(right)} of {len(right)})"
+    return False, f"✘ {describe(found[first], wanted[first], where)}"
 
 
-def outputs(exercise: Exercise, function: Callable) -> list[Any]:
-    """What `function` returns on each input, as float arrays (None where it returns None).
+def outputs(exercise: Exercise, function: Callable) -> list[tuple]:
+    """What `function` returns on each input, as (value, gradient): float arrays or None.
 
-    With `gradient`, a pair of the value and the gradient with respect to the first argument.
+    The gradient is that with respect to the first argument, None unless `exercise.gradient`.
     """
     results = []
-    for _, arguments in exercise.inputs(np.random.default_rng(SEED)):
-        if not exercise.gradient:
-            results.append(as_array(function(*arguments)))
-            continue
-        first = arguments[0].detach().clone().requires_grad_()
-        value = function(first, *arguments[1:])
-        if isinstance(value, tuple):
+    for _, (first, *others) in exercise.inputs(np.random.default_rng(SEED)):
+        if exercise.gradient:
+            first = first.detach().clone().requires_grad_()
+        value, gradient = function(first, *others), None
+        if exercise.gradient and isinstance(value, tuple):
             raise TypeError("return the loss alone, not a tuple")
-        gradient = None
-        if getattr(value, "requires_grad", False):
+        if exercise.gradient and getattr(value, "requires_grad", False):
             value.sum().backward()
             gradient = first.grad
-        results.append(None if value is None else (as_array(value), as_array(gradient)))
+        results.append((as_array(value), as_array(gradient)))
     return results
 
 
@@ -125,30 +126,23 @@ def as_array(value: Any) -> np.ndarray | None:
     return np.asarray(value, dtype=float)
 
 
-def same(a: Any, b: Any) -> bool:
-    """Equal in shape and, up to float32's rounding, in value; pairs part by part."""
-    if isinstance(a, tuple) and isinstance(b, tuple):
-        return same(a[0], b[0]) and same(a[1], b[1])
-    if a is None or b is None:
-        return a is b
-    return a.shape == b.shape and np.allclose(a, b, rtol=2e-6, atol=1e-6, equal_nan=True)
+def same(a: tuple, b: tuple) -> bool:
+    """Values and gradients equal in shape and, up to float32's rounding, in value."""
+    return all(
+        x is y
+        if x is None or y is None
+        else x.shape == y.shape and np.allclose(x, y, rtol=2e-6, atol=1e-6, equal_nan=True)
+        for x, y in zip(a, b, strict=True)
+    )
 
 
-def describe(found: list, wanted: list, labels: list[str], wrong: list[int]) -> str:
-    """What a wrong function got right, and the first input on which it differs."""
-    i = wrong[0]
-    got, want = found[i], wanted[i]
-    where = f"on the input {labels[i]!r}"
-    if len(wrong) < len(wanted):
-        where += f" (right on {len(wanted) - len(wrong)} of {len(wanted)})"
-    if isinstance(want, tuple):  # value and gradient
-        if got is not None and same(got[0], want[0]):
-            if got[1] is None:
-                return (
-                    "the value is right, but no gradient flows back; keep it a tensor throughout."
-                )
-            return f"the value is right, but its gradient is not, {where}."
-        got, want = None if got is None else got[0], want[0]
+def describe(found: tuple, wanted: tuple, where: str) -> str:
+    """What is wrong with the value and gradient of a function on one input."""
+    (got, gradient), (want, _) = found, wanted
+    if same((got,), (want,)):
+        if gradient is None:
+            return "the value is right, but no gradient flows back; keep it a tensor throughout."
+        return f"the value is right, but its gradient is not, {where}."
     if got is None:
         return f"returned None {where}."
     if got.shape != want.shape:

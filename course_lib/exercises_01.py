@@ -54,6 +54,11 @@ def _ranked(values: np.ndarray, order: int) -> np.ndarray:
     return np.asarray(values).argsort(axis=1)[:, order]
 
 
+def _flops(training: int, inference: int):
+    """So many operations per parameter and token."""
+    return lambda n, d, is_training: (training if is_training else inference) * n * d
+
+
 def _flops_inputs(rng: np.random.Generator) -> list[tuple[str, tuple]]:
     return [
         ("training", (int(rng.integers(1e5, 1e6)), int(rng.integers(1e3, 1e5)), True)),
@@ -122,21 +127,17 @@ EXERCISES: dict[str, Exercise] = {
     "flops": Exercise(
         task="flops(num_parameters, num_tokens, training): floating-point operations of a dense "
         "transformer, for training (True) or for inference (False).",
-        reference=lambda n, d, training: (6 if training else 2) * n * d,
+        reference=_flops(6, 2),
         inputs=_flops_inputs,
         mistakes={
-            "the backward pass is missing: training costs three forward passes, 6ND.": (
-                lambda n, d, training: 2 * n * d
-            ),
-            "inference has no backward pass: it costs 2ND.": lambda n, d, training: 6 * n * d,
-            "training and inference are the wrong way round.": (
-                lambda n, d, training: (2 if training else 6) * n * d
-            ),
+            "the backward pass is missing: training costs three forward passes, 6ND.": _flops(2, 2),
+            "inference has no backward pass: it costs 2ND.": _flops(6, 6),
+            "training and inference are the wrong way round.": _flops(2, 6),
             "a multiplication and an addition are two operations: the forward pass costs 2ND.": (
-                lambda n, d, training: (3 if training else 1) * n * d
+                _flops(3, 1)
             ),
             "the backward pass costs twice the forward one, which itself counts, too: 6ND.": (
-                lambda n, d, training: (4 if training else 2) * n * d
+                _flops(4, 2)
             ),
         },
         hint="each parameter takes part in one multiplication and one addition a token; the "

@@ -6,39 +6,43 @@ makes sure.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
+import torch
 
 from course_lib.exercises import Exercise
+from course_lib.losses import sft_loss
 
 START, END, NEWLINE = "<|im_start|>", "<|im_end|>", "\n"
 
 
-def _chat(*turns: tuple[str, str], prompt: bool = False, cut: bool = False) -> tuple[list[str]]:
+def _chat(*turns: tuple[str, str]) -> list[str]:
     """A chat as tokens: header, words, end and newline of every turn."""
     tokens = []
     for role, text in turns:
-        tokens += [START, role, NEWLINE, *text.split(" ")] if text else [START, role, NEWLINE]
-        tokens += [END, NEWLINE]
-    tokens += [START, "assistant", NEWLINE] if prompt else []
-    return (tokens[:-3] if cut else tokens,)
+        words = text.split(" ") if text else []
+        tokens += [START, role, NEWLINE, *words, END, NEWLINE]
+    return tokens
 
 
 def _chat_inputs(rng: np.random.Generator) -> list[tuple[str, tuple]]:
     words = [f"w{i}" for i in rng.integers(0, 99, size=4)]
     ask, reply = ("user", "what is it"), ("assistant", " ".join(words))
     calculate = [("assistant", "<calc>37 * 46</calc>"), ("tool", "1702"), ("assistant", "1702 .")]
-    return [
-        ("one turn", _chat(ask, reply)),
-        ("a system message", _chat(("system", "be kind"), ask, reply)),
-        ("two questions", _chat(ask, reply, ("user", "and why"), ("assistant", "so"))),
-        ("a tool's result", _chat(ask, *calculate)),
-        ("the word assistant in a question", _chat(("user", "who is assistant here"), reply)),
-        ("a line break in an answer", _chat(ask, ("assistant", "one \n two"), ask)),
-        ("an empty answer", _chat(ask, ("assistant", ""))),
-        ("an answer cut off", _chat(ask, ("assistant", "a b c d e"), cut=True)),
-        ("a prompt to be answered", _chat(ask, prompt=True)),
-        ("no answer at all", _chat(ask)),
-    ]
+    chats = {
+        "one turn": _chat(ask, reply),
+        "a system message": _chat(("system", "be kind"), ask, reply),
+        "two questions": _chat(ask, reply, ("user", "and why"), ("assistant", "so")),
+        "a tool's result": _chat(ask, *calculate),
+        "the word assistant in a question": _chat(("user", "who is assistant here"), reply),
+        "a line break in an answer": _chat(ask, ("assistant", "one \n two"), ask),
+        "an empty answer": _chat(ask, ("assistant", "")),
+        "an answer cut off": _chat(ask, ("assistant", "a b c d e"))[:-3],
+        "a prompt to be answered": [*_chat(ask), START, "assistant", NEWLINE],
+        "no answer at all": _chat(ask),
+    }
+    return [(label, (tokens,)) for label, tokens in chats.items()]
 
 
 def _mask(
@@ -65,8 +69,8 @@ def _mask(
 
 def _only_last(tokens: list[str]) -> list[int]:
     """The mask of the last answer alone."""
-    starts = [i for i in range(len(tokens) - 1) if tokens[i : i + 2] == [START, "assistant"]]
-    last = starts[-1] if starts else 0
+    pairs = list(itertools.pairwise(tokens))
+    last = max((i for i, pair in enumerate(pairs) if pair == (START, "assistant")), default=0)
     return [int(i >= last and keep) for i, keep in enumerate(_mask(tokens))]
 
 
@@ -77,15 +81,8 @@ def _from_first(tokens: list[str]) -> list[int]:
     return [int(i >= first) for i in range(len(mask))]
 
 
-def _library_sft_loss(logprobs, mask):
-    from course_lib.losses import sft_loss
-
-    return sft_loss(logprobs, mask)[0]
-
-
 def _sft_inputs(rng: np.random.Generator) -> list[tuple[str, tuple]]:
     """logprobs (B, T - 1) and mask (B, T - 1), aligned."""
-    import torch
 
     def case(mask: list[list[int]], filler: float | None = None) -> tuple:
         mask = np.array(mask, dtype=float)
@@ -103,14 +100,6 @@ def _sft_inputs(rng: np.random.Generator) -> list[tuple[str, tuple]]:
         ("two answers in one chat", case([[0, 1, 1, 0, 0, 1, 1]])),
         ("one token", case([[1]])),
     ]
-
-
-def _row_mean(logprobs, mask):
-    return -((logprobs * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
-
-
-def _shifted(logprobs, mask):
-    return -(logprobs[:, :-1] * mask[:, 1:]).sum() / mask[:, 1:].sum().clamp(min=1)
 
 
 def _gain_inputs(rng: np.random.Generator) -> list[tuple[str, tuple]]:
@@ -171,7 +160,7 @@ EXERCISES: dict[str, Exercise] = {
     "sft_loss": Exercise(
         task="sft_loss(logprobs, mask): log-probabilities of the tokens, (B, T - 1), and the "
         "completion mask, aligned with them; returns the mean loss per completion token, a tensor.",
-        reference=_library_sft_loss,
+        reference=lambda logprobs, mask: sft_loss(logprobs, mask)[0],
         inputs=_sft_inputs,
         mistakes={
             "the sign is flipped: a loss falls as log-probabilities rise.": (
@@ -186,7 +175,9 @@ EXERCISES: dict[str, Exercise] = {
             "the masked sum is divided by all tokens, not by those in the mask.": (
                 lambda logprobs, mask: -(logprobs * mask).mean()
             ),
-            "each row is averaged first: a token of a short answer would weigh more.": _row_mean,
+            "each row is averaged first: a token of a short answer would weigh more.": (
+                lambda logprobs, mask: -((logprobs * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
+            ),
             "the sum is divided by the number of chats, not of completion tokens.": (
                 lambda logprobs, mask: -(logprobs * mask).sum() / len(mask)
             ),
@@ -195,7 +186,9 @@ EXERCISES: dict[str, Exercise] = {
                     -(logprobs * (1 - mask)).sum() / (1 - mask).sum().clamp(min=1)
                 )
             ),
-            "this shifts by one token; logprobs and mask are already aligned.": _shifted,
+            "this shifts by one token; logprobs and mask are already aligned.": (
+                lambda logprobs, mask: sft_loss(logprobs[:, :-1], mask[:, 1:])[0]
+            ),
         },
         hint="multiply by the mask, sum, and divide by the mask's sum; mind the sign.",
         gradient=True,

@@ -16,7 +16,6 @@ What is done for speed:
 from __future__ import annotations
 
 import functools
-import time
 from dataclasses import dataclass
 
 import torch
@@ -37,8 +36,6 @@ class Generation:
     completion_ids: torch.Tensor  # (N, C), padded on the right
     completion_mask: torch.Tensor  # (N, C) bool, true up to the first EOS, which is included
     logprobs: torch.Tensor  # (N, C) in nats at the sampling temperature (before top_p), 0 on pads
-    num_tokens: int = 0  # completion tokens, pads not counted
-    seconds: float = 0.0  # wall clock
 
     @property
     def lists(self) -> list[list[int]]:
@@ -106,11 +103,13 @@ def generate(
     Raises:
         CourseError: an empty prompt, one that fills the model's context, or wrong sampling.
     """
-    start = time.perf_counter()
     _check(model, prompt_ids, max_new_tokens, temperature, top_p)
     num_rows = len(prompt_ids) * num_generations
     generator = torch.Generator()
-    _ = generator.seed() if seed is None else generator.manual_seed(seed)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
     uniform = torch.rand(num_rows, max_new_tokens, generator=generator).to(model.device)
     out = Generation(
         torch.full_like(uniform, pad_id, dtype=torch.long),
@@ -126,22 +125,21 @@ def generate(
     first = 0
     while first < num_rows:
         last = first + _rows_at_once(model, len(prompts[first]) + max_new_tokens, batch_size)
-        logits, decoder = _prefill(model, prompts[first:last], max_new_tokens)
+        decoder = _Decoder(model, prompts[first:last], max_new_tokens)
         rows = torch.tensor(order[first:last], device=model.device)
-        _complete(decoder, logits, rows, uniform, draw, eos, out)
+        _complete(decoder, rows, uniform, draw, eos, out)
         first = last
     model.train(was_training)
 
     longest = int(out.completion_mask.sum(-1).max()) if num_rows else 0
     for name in ("completion_ids", "completion_mask", "logprobs"):
         setattr(out, name, getattr(out, name)[:, :longest].clone())
-    out.num_tokens = int(out.completion_mask.sum())
-    out.seconds = time.perf_counter() - start
     return out
 
 
-def _complete(decoder, logits, rows, uniform, draw, eos, out) -> None:
+def _complete(decoder, rows, uniform, draw, eos, out) -> None:
     """Decode one batch to its end, and write its `rows` of `out`."""
+    logits = decoder.logits
     alive = torch.ones_like(rows, dtype=torch.bool)
     for column in range(decoder.room):
         ids, logprobs = draw(logits, uniform[rows, column])
@@ -200,11 +198,20 @@ def _norm(rms: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 class _Decoder:
     """One batch in the making: its cache, the mask of left pads, and each row's next position."""
 
-    def __init__(self, model: torch.nn.Module, ids: torch.Tensor, seen: torch.Tensor, room: int):
-        """Read the prompts `ids` (B, P), `seen` where not a pad; `self.logits` is what follows."""
+    def __init__(self, model: torch.nn.Module, prompts: list[list[int]], max_new_tokens: int):
+        """Read the prompts, equal neighbours once, padded on the left.
+
+        `self.logits` (B, V) is what follows, `self.room` the tokens that fit behind the longest.
+        """
         self.backbone, self.head = backbone_and_head(model)
-        self.room, self.length = room, ids.shape[1]
-        self.slots = [_Slots(self.length + room) for _ in self.backbone.layers]
+        new = [i == 0 or p is not prompts[i - 1] for i, p in enumerate(prompts)]
+        unique = [p for p, is_new in zip(prompts, new, strict=True) if is_new]
+        self.length = longest = max(map(len, unique))
+        self.room = min(max_new_tokens, model.config.max_position_embeddings - longest)
+        ids = torch.tensor([[0] * (longest - len(p)) + p for p in unique], device=model.device)
+        lengths = torch.tensor([len(p) for p in unique], device=model.device)
+        seen = torch.arange(longest, device=model.device) >= longest - lengths[:, None]
+        self.slots = [_Slots(longest + self.room) for _ in self.backbone.layers]
         position = (seen.long().cumsum(-1) - 1).clamp(min=0)
         states = self.backbone(
             input_ids=ids,
@@ -213,11 +220,15 @@ class _Decoder:
             past_key_values=Cache(layers=self.slots),
             use_cache=True,
         ).last_hidden_state
-        self.position = position[:, -1:] + 1
-        mask = torch.zeros(len(ids), 1, self.length + room, dtype=states.dtype, device=ids.device)
-        mask[:, 0, : self.length].masked_fill_(~seen, float("-inf"))
-        self.mask = mask  # (B, 1, capacity), added to the scores
         self.logits = self.head(states[:, -1])
+        self.position = position[:, -1:] + 1
+        # (B, 1, capacity), added to the scores
+        self.mask = states.new_zeros(len(ids), 1, longest + self.room)
+        self.mask[:, 0, :longest].masked_fill_(~seen, float("-inf"))
+        if len(unique) < len(prompts):
+            copies = torch.tensor(new, device=model.device).cumsum(0) - 1
+            self.keep(copies)
+            self.logits = self.logits[copies]
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """Append one token per row, (B,), and return the next logits (B, V)."""
@@ -247,25 +258,6 @@ class _Decoder:
         for slots in self.slots:
             slots.keep(rows)
         self.position, self.mask = self.position[rows], self.mask[rows]
-
-
-def _prefill(
-    model: torch.nn.Module, prompts: list[list[int]], max_new_tokens: int
-) -> tuple[torch.Tensor, _Decoder]:
-    """Read the prompts, equal neighbours once, padded on the left; the logits (B, V) after them."""
-    new = [i == 0 or p is not prompts[i - 1] for i, p in enumerate(prompts)]
-    unique = [p for p, is_new in zip(prompts, new, strict=True) if is_new]
-    longest = max(map(len, unique))
-    room = min(max_new_tokens, model.config.max_position_embeddings - longest)
-    ids = torch.tensor([[0] * (longest - len(p)) + p for p in unique], device=model.device)
-    lengths = torch.tensor([len(p) for p in unique], device=model.device)
-    seen = torch.arange(longest, device=model.device) >= longest - lengths[:, None]
-    decoder = _Decoder(model, ids, seen, room)
-    if len(unique) == len(prompts):
-        return decoder.logits, decoder
-    copies = torch.tensor(new, device=model.device).cumsum(0) - 1
-    decoder.keep(copies)
-    return decoder.logits[copies], decoder
 
 
 def _rows_at_once(model: torch.nn.Module, length: int, batch_size: int) -> int:

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-MAX_LOGITS = (
-    2**28
-)  # numbers in one block of logits (1 GB in fp32); beyond it, blocks are recomputed
+# Numbers in one block of logits (1 GB in fp32); beyond it, blocks are recomputed.
+MAX_LOGITS = 2**28
 
 
 def backbone_and_head(model: torch.nn.Module) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -33,15 +32,11 @@ def hidden_states(
     takes its fast path. Left padding needs the mask, and positions that start at the first token.
     """
     backbone, _ = backbone_and_head(model)
-    if attention_mask is None or bool(attention_mask[:, 0].all()):
-        return backbone(input_ids=input_ids, use_cache=False).last_hidden_state
-    position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-    return backbone(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids,
-        use_cache=False,
-    ).last_hidden_state
+    left = {}
+    if attention_mask is not None and not attention_mask[:, 0].all():
+        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        left = {"attention_mask": attention_mask, "position_ids": position_ids}
+    return backbone(input_ids=input_ids, use_cache=False, **left).last_hidden_state
 
 
 def shift_mask(mask: torch.Tensor) -> torch.Tensor:

@@ -109,11 +109,15 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise _hub_error(name, error) from error
+    # On CPUs with AVX512-BF16 an eval-mode forward repacks 4-bit weights in place for inference;
+    # gradients are then missing or wrong, even after .train(), and nothing says so.
+    for layer in _layers_4bit(model).values():
+        layer.support_avx512bf16_for_cpu = False
     if quantize and model.device.type == "cpu":
         _whole_blocks(model, path, options)
     if device and not quantize:
         model = model.to(device)
-    return safe_for_training_after_eval(model).eval()
+    return model.eval()
 
 
 def _nf4(dtype: torch.dtype):
@@ -139,40 +143,30 @@ def _whole_blocks(model: PreTrainedModel, path: str, options: dict[str, Any]) ->
     import bitsandbytes
     from transformers import AutoModelForCausalLM
 
-    odd = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, bitsandbytes.nn.Linear4bit) and module.in_features % 64
-    }
+    odd = {n: layer for n, layer in _layers_4bit(model).items() if layer.in_features % 64}
     if not odd:
         return
-    wrong = [module.in_features for module in odd.values() if module.in_features % 32]
-    if wrong:
-        raise CourseError(
-            f"The model {path!r} has layers of width {wrong[0]}; 4-bit weights on a CPU need "
-            "multiples of 32; choose a model such as 'pocket/m', or quantize=None."
-        )
-    options = {name: value for name, value in options.items() if name != "quantization_config"}
+    for layer in odd.values():
+        if layer.in_features % 32:
+            raise CourseError(
+                f"The model {path!r} has layers of width {layer.in_features}; 4-bit weights on a "
+                "CPU need multiples of 32; choose a model such as 'pocket/m', or quantize=None."
+            )
+    options = options | {"quantization_config": None}
     plain = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **options)
-    for name, module in odd.items():
-        module.weight = bitsandbytes.nn.Params4bit(
-            plain.get_submodule(name).weight.data,
-            blocksize=32,
-            quant_type="nf4",
-            module=module,
+    for name, layer in odd.items():
+        weight = plain.get_submodule(name).weight.data
+        layer.weight = bitsandbytes.nn.Params4bit(
+            weight, blocksize=32, quant_type="nf4", module=layer
         ).to("cpu")
 
 
-def _load_adapter(path: str, *, dtype: str, device: str | None, quantize: str | None):
-    import json
+def _load_adapter(path: str, **options: Any):
+    """The base model that the adapter in `path` names, with the adapter."""
+    from peft import PeftConfig, PeftModel
 
-    from peft import PeftModel
-
-    base = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
-    model = load_model(
-        base["base_model_name_or_path"], dtype=dtype, device=device, quantize=quantize
-    )
-    return PeftModel.from_pretrained(model, path).eval()
+    base = PeftConfig.from_pretrained(path).base_model_name_or_path
+    return PeftModel.from_pretrained(load_model(base, **options), path).eval()
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -214,8 +208,6 @@ def pocket_config(size: str, vocab_size: int = VOCAB_SIZE) -> LlamaConfig:
         intermediate_size=feed_forward,
         max_position_embeddings=512,
         tie_word_embeddings=True,
-        attention_bias=False,
-        mlp_bias=False,
         bos_token_id=None,
         eos_token_id=SPECIAL_TOKENS.index("<|endoftext|>"),
         pad_token_id=SPECIAL_TOKENS.index("<|pad|>"),
@@ -235,28 +227,16 @@ def save_model(
     """
     import torch
 
-    if hasattr(model, "merge_and_unload"):
-        if is_quantized(model):
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            return
+    if hasattr(model, "merge_and_unload") and not _layers_4bit(model):
         model = copy.deepcopy(model).merge_and_unload()
-    if dtype is not None and getattr(torch, dtype) != model.dtype:
+    if dtype is not None:
         model = copy.deepcopy(model).to(getattr(torch, dtype))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def add_lora(
-    model: PreTrainedModel,
-    r: int = 8,
-    alpha: float | None = None,
-    *,
-    dropout: float = 0.0,
-    target_modules: str | list[str] = "all-linear",
-    new_tokens: list[int] | None = None,
-):
-    """Freeze `model`, add LoRA matrices of rank `r`, scaled by `alpha / r` (alpha: 2 r).
+def add_lora(model: PreTrainedModel, r: int = 8, *, new_tokens: list[int] | None = None):
+    """Freeze `model`, add LoRA matrices of rank `r` to its linear layers, scaled by alpha / r = 2.
 
     `new_tokens` are ids whose embeddings are trained as well: those of a chat's frame, which a base
     model has never read and LoRA on its linear layers cannot reach.
@@ -267,30 +247,17 @@ def add_lora(
 
     config = LoraConfig(
         r=r,
-        lora_alpha=2 * r if alpha is None else alpha,
-        lora_dropout=dropout,
-        target_modules=target_modules,
+        lora_alpha=2 * r,
+        target_modules="all-linear",
         trainable_token_indices=new_tokens or None,
         task_type="CAUSAL_LM",
     )
-    return safe_for_training_after_eval(get_peft_model(model, config))
+    return get_peft_model(model, config)
 
 
-def is_quantized(model: torch.nn.Module) -> bool:
-    """True where any weight is 4-bit (bitsandbytes)."""
-    return any(type(module).__name__ == "Linear4bit" for module in model.modules())
-
-
-def safe_for_training_after_eval(model: PreTrainedModel) -> PreTrainedModel:
-    """Keep bitsandbytes from repacking 4-bit weights in place; changes and returns `model`.
-
-    On CPUs with AVX512-BF16 an eval-mode forward repacks them for inference; gradients are then
-    missing or wrong, even after `.train()`, and nothing says so (bitsandbytes 0.50).
-    """
-    for module in model.modules():
-        if type(module).__name__ == "Linear4bit":
-            module.support_avx512bf16_for_cpu = False
-    return model
+def _layers_4bit(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The layers with 4-bit weights, by name; without importing bitsandbytes."""
+    return {n: m for n, m in model.named_modules() if type(m).__name__ == "Linear4bit"}
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -10,6 +10,8 @@ import html
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from course_lib.tables import side_by_side
+
 if TYPE_CHECKING:
     import ipywidgets
 
@@ -61,7 +63,11 @@ def playground(
                 loaded[name] = pairs[name]()
             options = {"temperature": heat.value, "seed": clicks["seed"], "length": length}
             texts = write_pair(*loaded[name], text.value.strip() or prompt, **options)
-            shown.value = _columns(name, texts, heat.value, clicks["seed"])
+            heads = (f"base ({name})", f"instruct ({name})")
+            shown.value = (
+                side_by_side([dict(zip(heads, texts, strict=True))])._repr_html_()
+                + f"<p>temperature {heat.value:.1f}, seed {clicks['seed']}</p>"
+            )
         except Exception as error:  # a click must not end in silence
             shown.value = f"<p><b>This did not work:</b> {html.escape(str(error))}</p>"
         finally:
@@ -71,15 +77,3 @@ def playground(
     button.on_click(write)
     write()
     return widgets.VBox([text, widgets.HBox([menu, heat, button]), shown], layout=wide)
-
-
-def _columns(name: str, texts: tuple[str, str], temperature: float, seed: int) -> str:
-    style = "width:50%;vertical-align:top;text-align:left;white-space:pre-wrap;padding:6px"
-    head = "".join(
-        f'<th style="{style}">{kind} ({html.escape(name)})</th>' for kind in ("base", "instruct")
-    )
-    body = "".join(f'<td style="{style}">{html.escape(text)}</td>' for text in texts)
-    return (
-        f'<table style="width:100%"><tr>{head}</tr><tr>{body}</tr></table>'
-        f"<p>temperature {temperature:.1f}, seed {seed}</p>"
-    )

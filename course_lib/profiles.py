@@ -193,15 +193,9 @@ class Course:
         name, revision = self.model(role), self.revision(role)
         return load_model(name, revision=revision, **options), load_tokenizer(name, revision)
 
-    def reference(self, claim: str, measure: str, condition: str | None = None):
-        """Committed `full` rows of a claim (DataFrame, empty where none are committed yet)."""
-        from course_lib.results import committed, select
-
-        return select(committed(self.notebook, "full"), claim, measure, condition)
-
     def finish(self) -> Any:
         """Last cell: save the results, note seconds and peak memory, show the claims table."""
-        from course_lib.claims import claims_file, load_claims, verdict_table
+        from course_lib.claims import load_claims, verdict_table
         from course_lib.machine import peak_memory_gb
 
         if os.environ.get("COURSE_REPLAY") == "1":
@@ -217,9 +211,9 @@ class Course:
             "peak_memory_gb": round(peak_memory_gb(), 2),
         }
         write_text(self.build / "runs" / f"{self.notebook}.json", json.dumps(note, indent=1))
-        rows = load_claims() if claims_file().exists() else []
         mine = (self.profile.name, self.effort, self.notebook)
-        return verdict_table([r for r in rows if (r.profile, r.effort, r.notebook) == mine])
+        rows = [r for r in load_claims() if (r.profile, r.effort, r.notebook) == mine]
+        return verdict_table(rows)
 
 
 def setup(

@@ -14,18 +14,17 @@ import os
 import platform
 import re
 import sys
+from collections import deque
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from course_lib import CourseError
 from course_lib.cache import build_dir, figures_dir, write_text
-from course_lib.results import Results, committed, select
+from course_lib.results import committed, select
 from course_lib.stats import prediction_interval, t_interval
-from course_lib.tables import Table, parameters_table, side_by_side
-
-# Also found here, so that a notebook imports what it shows from one place.
-__all__ = ["Results", "Table", "committed", "parameters_table", "side_by_side"]
+from course_lib.tables import side_by_side as side_by_side  # notebooks import it from here
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,123 +39,37 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 DASHES = ["-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 3)), "-."]
 
 
-def profile_name(course) -> str:
-    """The name of `course.profile`, which is a Profile or its name."""
-    return getattr(course.profile, "name", course.profile)
+STYLE = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same on every machine
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 6,
+    "svg.hashsalt": "course",  # else every save has other ids
+    "svg.fonttype": "none",  # text stays text: small files that can be searched and read aloud
+}
 
 
 def subplots(*args, **options) -> tuple[Figure, Any]:
     """`plt.subplots` in the course's one style, which stays on; options as there."""
     import matplotlib.pyplot as plt
 
-    options = {"figsize": (7, 3.6), "layout": "constrained", **options}
-    plt.rcParams.update(_style())  # titles and labels look it up when they are drawn
-    return plt.subplots(*args, **options)
-
-
-def _style() -> dict[str, Any]:
-    return {
-        "font.family": "DejaVu Sans",  # ships with matplotlib: the same on every machine
-        "font.size": 10,
-        "axes.titlesize": 10,
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": "#e3e3e3",
-        "grid.linewidth": 0.7,
-        "legend.frameon": False,
-        "lines.linewidth": 1.8,
-        "lines.markersize": 6,
-        "svg.hashsalt": "course",  # else every save has other ids
-        "svg.fonttype": "none",  # text stays text: small files that can be searched and read aloud
-    }
+    plt.rcParams.update(STYLE)  # titles and labels look it up when they are drawn
+    return plt.subplots(*args, **{"figsize": (7, 3.6), "layout": "constrained", **options})
 
 
 def series(order: int, **options) -> dict[str, Any]:
     """Colour, marker and dash of the series number `order`, for `ax.plot(x, y, **series(0))`."""
     look = {"color": COLORS, "marker": MARKERS, "linestyle": DASHES}
     return {**{name: values[order % len(values)] for name, values in look.items()}, **options}
-
-
-def label_line(ax: Axes, x: float, y: float, text: str, order: int) -> None:
-    """A label beside the end of a line, in its colour: no legend to look up."""
-    ax.annotate(
-        text, (x, y), (6, 0), textcoords="offset points", va="center", color=COLORS[order % 7]
-    )
-
-
-def _place(frame: pd.DataFrame, positions: Mapping | None) -> pd.DataFrame:
-    """`frame` with a column `at`: where its x stands on the axis (`positions` for categories)."""
-    at = frame["x"] if positions is None else frame["x"].map(positions)
-    return frame.assign(at=at.astype(float)).dropna(subset=["at"])
-
-
-def band(
-    ax: Axes,
-    course,
-    claim: str,
-    measure: str,
-    condition: str | None = None,
-    *,
-    order: int = 0,
-    positions: Mapping | None = None,
-    label: str | None = None,
-    folder: Path | None = None,
-) -> bool:
-    """Draw the committed results of the pocket profile as series number `order`.
-
-    The line is the mean of the full runs with its 95% t-interval over seeds; the thin bars are the
-    99.9% prediction interval of one live run. With `positions` (x of a row to its place on the
-    axis) the means are points. Returns False, and draws nothing, where nothing has been committed.
-    """
-    if profile_name(course) != "pocket":
-        return False  # the committed results are about the pocket models
-    full, live = (
-        _place(
-            select(committed(course.notebook, effort, folder), claim, measure, condition), positions
-        )
-        for effort in ("full", "live")
-    )
-    look = series(order)
-    runs = [(at, group) for at, group in live.groupby("at")["value"] if len(group) > 1]
-    for at, group in runs:
-        interval = prediction_interval(group)
-        ax.plot([at, at], [interval.low, interval.high], color=look["color"], alpha=0.35, lw=5)
-    groups = [(at, group) for at, group in full.groupby("at")["value"] if len(group) > 1]
-    if groups:
-        at = [at for at, _ in groups]
-        means, low, high = zip(*(t_interval(group) for _, group in groups), strict=True)
-        if positions is None and len(at) > 1:
-            ax.fill_between(at, low, high, color=look["color"], alpha=0.2, lw=0)
-            ax.plot(at, means, color=look["color"], linestyle=look["linestyle"], label=label)
-        else:
-            below_above = [
-                [m - a for m, a in zip(means, low, strict=True)],
-                [b - m for m, b in zip(means, high, strict=True)],
-            ]
-            ax.errorbar(
-                at, means, below_above, color=look["color"], fmt="_", ms=14, capsize=4, label=label
-            )
-    return bool(runs or groups)
-
-
-def live_dot(
-    ax: Axes,
-    course,
-    claim: str,
-    measure: str,
-    condition: str | None = None,
-    *,
-    order: int = 0,
-    positions: Mapping | None = None,
-    label: str | None = None,
-) -> None:
-    """This run's values as outlined markers of the series number `order`, on top of its band."""
-    frame = _place(course.results.frame(claim, measure, condition), positions)
-    look = series(order, linestyle="none", markeredgecolor="black", zorder=5, label=label)
-    ax.plot(frame["at"], frame["value"], **look)
 
 
 def points(
@@ -166,12 +79,56 @@ def points(
     measure: str,
     condition: str | None = None,
     *,
+    order: int = 0,
+    positions: Mapping | None = None,
     label: str | None = None,
-    **place: Any,
 ) -> None:
-    """`band` and `live_dot` in one call, the label on the dots; `place`: order and positions."""
-    band(ax, course, claim, measure, condition, **place)
-    live_dot(ax, course, claim, measure, condition, label=label, **place)
+    """Draw this run's values as outlined dots, on the band of the committed results.
+
+    The series has the look number `order`; `positions` maps the x of a row to its place on the
+    axis, for categories. The committed results are about the pocket models, so there is a band
+    under the pocket profile alone, and only for what has been committed.
+    """
+    from_file = [committed(course.notebook, effort) for effort in ("full", "live")]
+    full, live, own = (
+        _place(select(frame, claim, measure, condition), positions)
+        for frame in (*from_file, course.results.frame())
+    )
+    if course.profile.name == "pocket":
+        _band(ax, full, live, series(order), joined=positions is None)
+    look = series(order, linestyle="none", markeredgecolor="black", zorder=5, label=label)
+    ax.plot(own["at"], own["value"], **look)
+
+
+def _place(frame: pd.DataFrame, positions: Mapping | None) -> pd.DataFrame:
+    """`frame` with a column `at`: where its x stands on the axis (`positions` for categories)."""
+    at = frame["x"] if positions is None else frame["x"].map(positions)
+    return frame.assign(at=at.astype(float)).dropna(subset=["at"])
+
+
+def _band(
+    ax: Axes, full: pd.DataFrame, live: pd.DataFrame, look: dict[str, Any], joined: bool
+) -> None:
+    """Committed results: the mean of the full runs with its 95% t-interval over seeds.
+
+    A line and a shade where `joined`, else points with whiskers; the thick pale bars are the 99.9%
+    prediction interval of one live run.
+    """
+    color = look["color"]
+    for at, values in live.groupby("at")["value"]:
+        if len(values) > 1:
+            _, low, high = prediction_interval(values)
+            ax.plot([at, at], [low, high], color=color, alpha=0.35, lw=5)
+    groups = [(at, values) for at, values in full.groupby("at")["value"] if len(values) > 1]
+    if not groups:
+        return
+    at = [at for at, _ in groups]
+    mean, low, high = np.transpose([t_interval(values) for _, values in groups])
+    if joined and len(at) > 1:
+        ax.fill_between(at, low, high, color=color, alpha=0.2, lw=0)
+        ax.plot(at, mean, color=color, linestyle=look["linestyle"])
+    else:
+        ax.errorbar(at, mean, [mean - low, high - mean], color=color, fmt="_", ms=14, capsize=4)
 
 
 def save_figure(
@@ -195,34 +152,30 @@ def save_figure(
             f"The figure {name!r} cannot be saved: it needs a name like '01_answers', a caption "
             "and an alt text."
         )
-    profile = profile_name(course)
-    replay = os.environ.get("COURSE_REPLAY") == "1"
-    folder = figures_dir() if replay else build_dir() / "figures" / profile
-    about = {"Title": caption, "Description": alt}
-    with plt.rc_context(_style()):
-        png, svg = io.BytesIO(), io.BytesIO()
-        fig.savefig(png, format="png", dpi=110, metadata={"Software": None, **about})
-        fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, **about})
-    plt.close(fig)  # else the notebook shows it a second time
-    image = _small(png.getvalue())
     record = {
         "name": name,
         "notebook": course.notebook,
         "caption": caption,
         "alt": alt,
-        "profile": profile,
+        "profile": course.profile.name,
         "effort": course.effort,
-        "seeds": [int(seed) for seed in course.seeds],
-        "parameters": dict(course.parameters),
+        "seeds": course.seeds,
+        "parameters": course.parameters,
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in ("numpy", "matplotlib")},
         # through pandas' writer, which knows numpy's types and rounds the same on every machine
         "data": json.loads(data.to_json(orient="records", double_precision=6)),
     }
+    replay = os.environ.get("COURSE_REPLAY") == "1"
+    folder = figures_dir() if replay else build_dir() / "figures" / course.profile.name
     text = json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n"
     write_text(folder / f"{name}.json", text)  # also makes the folder
+    about, png = {"Title": caption, "Description": alt}, io.BytesIO()
+    fig.savefig(png, format="png", dpi=110, metadata={"Software": None, **about})
+    fig.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None, **about})
+    plt.close(fig)  # else the notebook shows it a second time
+    image = _small(png.getvalue())
     (folder / f"{name}.png").write_bytes(image)
-    (folder / f"{name}.svg").write_bytes(svg.getvalue())
     _display(image, name, caption, alt)
 
 
@@ -243,11 +196,9 @@ def _display(png: bytes, name: str, caption: str, alt: str) -> None:
     Lab drops pictures inside HTML from notebooks it does not trust, and ignores the alt metadata
     that nbconvert reads; so the description stands in the caption as well.
     """
-    try:
-        from IPython import get_ipython
-        from IPython.display import display
-    except ImportError:
-        return
+    from IPython import get_ipython
+    from IPython.display import display
+
     if get_ipython() is None:
         return
     image = {"image/png": base64.b64encode(png).decode("ascii"), "text/plain": f"Figure: {alt}"}
@@ -260,25 +211,22 @@ def _display(png: bytes, name: str, caption: str, alt: str) -> None:
 
 
 class LiveCurve:
-    """A progress bar that shows a metric: pass it as `progress=`, called once a step.
+    """A progress bar that shows the loss: pass it as `progress=`, called with the row of each step.
 
-    Takes the step's row as a mapping, as keywords, or nothing. The cell that uses it is tagged
-    `nbval-ignore-output`.
+    The cell that uses it is tagged `nbval-ignore-output`.
     """
 
-    def __init__(self, total: int, key: str = "loss", smooth: int = 10):
+    def __init__(self, total: int):
         from tqdm import tqdm
 
         # stdout, since notebooks paint stderr red; plain text, since widgets do not survive saving
         self._bar = tqdm(total=total, file=sys.stdout, mininterval=0.5, ascii=True, ncols=78)
-        self._key, self._recent, self._smooth = key, [], smooth
+        self._recent = deque(maxlen=10)
 
-    def __call__(self, row: Mapping[str, Any] | None = None, /, **metrics: Any) -> None:
-        value = {**(row or {}), **metrics}.get(self._key)
-        if value is not None:
-            self._recent = [*self._recent, float(value)][-self._smooth :]
-            mean = sum(self._recent) / len(self._recent)
-            self._bar.set_postfix_str(f"{self._key} {mean:.3f}", refresh=False)
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        self._recent.append(float(row["loss"]))
+        mean = sum(self._recent) / len(self._recent)
+        self._bar.set_postfix_str(f"loss {mean:.3f}", refresh=False)
         self._bar.update()
         if self._bar.n >= self._bar.total:
             self._bar.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from course_lib import ROOT, CourseError
-from course_lib.cache import build_dir, write_text
+from course_lib.cache import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,10 +24,7 @@ class Results:
 
     def __init__(self, notebook: str, effort: str):
         self.notebook, self.effort = notebook, effort
-        self._rows: dict[tuple, dict] = {}
-
-    def __len__(self) -> int:
-        return len(self._rows)
+        self._values: dict[tuple, float] = {}  # all columns but the last -> the last
 
     def add(
         self, claim: str, condition: str, x: float | str, seed: int, measure: str, value: float
@@ -36,11 +33,8 @@ class Results:
         value = float(value)
         if not math.isfinite(value):
             raise ValueError(f"{measure} of {condition} at x={x}, seed {seed} is {value}")
-        row = [self.notebook, claim, condition, _number(x), int(seed), measure, value]
         # x as it was read or written: 8, 8.0 and "8" are one point
-        self._rows[(claim, condition, row[3], int(seed), measure)] = dict(
-            zip(COLUMNS, row, strict=True)
-        )
+        self._values[self.notebook, claim, condition, _number(x), int(seed), measure] = value
 
     def frame(
         self, claim: str | None = None, measure: str | None = None, condition: str | None = None
@@ -48,21 +42,19 @@ class Results:
         """The rows with this claim, measure and condition (None: any), in the order of adding."""
         import pandas as pd
 
-        return select(
-            pd.DataFrame(list(self._rows.values()), columns=COLUMNS), claim, measure, condition
-        )
+        rows = [[*key, value] for key, value in self._values.items()]
+        return select(pd.DataFrame(rows, columns=COLUMNS), claim, measure, condition)
 
     def load(self, rows: pd.DataFrame) -> None:
         """Add the rows of a frame, for example what `committed` gives."""
-        for row in rows.to_dict("records"):
-            self.add(**{name: row[name] for name in COLUMNS[1:]})
+        for row in rows[COLUMNS[1:]].itertuples(index=False):
+            self.add(*row)
 
-    def save(self, folder: Path | None = None) -> Path:
-        """Write `<notebook>_<effort>.csv` into `folder`, by default `results/` of the build."""
-        path = (folder or build_dir() / "results") / f"{self.notebook}_{self.effort}.csv"
-        write_text(
-            path, self.frame().to_csv(index=False, float_format="%.10g", lineterminator="\n")
-        )
+    def save(self, folder: Path) -> Path:
+        """Write `<notebook>_<effort>.csv` into `folder`."""
+        path = folder / f"{self.notebook}_{self.effort}.csv"
+        table = self.frame().to_csv(index=False, float_format="%.10g", lineterminator="\n")
+        write_text(path, table)
         return path
 
 
@@ -90,17 +82,14 @@ def committed(notebook: str, effort: str = "full", folder: Path | None = None) -
     if not path.exists():
         return pd.DataFrame(columns=COLUMNS)
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    missing = [name for name in COLUMNS if name not in frame]
-    if missing:
-        raise CourseError(
-            f"The results {path} lack the column {missing[0]!r} of {', '.join(COLUMNS)}; restore "
-            "the file or make it again with `course reference`."
-        )
-    return frame.assign(
-        x=pd.Series([_number(x) for x in frame["x"]], dtype=object),
-        seed=frame["seed"].astype(int),
-        value=frame["value"].astype(float),
-    )
+    for name in COLUMNS:
+        if name not in frame:
+            raise CourseError(
+                f"The results {path} lack the column {name!r} of {', '.join(COLUMNS)}; restore "
+                "the file or make it again with `course reference`."
+            )
+    x = pd.Series(map(_number, frame["x"]), dtype=object)
+    return frame.assign(x=x, seed=frame["seed"].astype(int), value=frame["value"].astype(float))
 
 
 def _number(x: float | str) -> float | str:

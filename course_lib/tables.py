@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 
+@dataclass(repr=False)
 class Table:
     """A table that a notebook shows as HTML and a terminal as text; its cells are already HTML."""
 
-    def __init__(self, head: list[str], cells: list[list[str]], text: str):
-        self.head, self.cells, self.text = head, cells, text
+    head: list[str]
+    cells: list[list[str]]
+    text: str
 
     def __repr__(self) -> str:
         return self.text
@@ -36,22 +38,7 @@ def side_by_side(rows: Iterable[Mapping[str, Any]], columns: list[str] | None = 
     """Prompts and answers as a table: one row a mapping, one column a key, everything escaped."""
     rows = list(rows)
     columns = columns or (list(rows[0]) if rows else [])
-    shown = [[_shown(row.get(name, "")) for name in columns] for row in rows]
-    text = "\n\n".join(
-        "\n".join(f"{name}: {cell}" for name, cell in zip(columns, row, strict=True))
-        for row in shown
-    )
-    return Table(columns, [[html.escape(cell) for cell in row] for row in shown], text)
-
-
-def parameters_table(parameters: Any, notes: Mapping[str, str] | None = None) -> Table:
-    """Names, values and notes of a mapping or a config dataclass."""
-    if dataclasses.is_dataclass(parameters):
-        parameters = {
-            field.name: getattr(parameters, field.name) for field in dataclasses.fields(parameters)
-        }
-    # repr keeps what _shown would round away: a learning rate of 0.0003
-    rows = [{"parameter": name, "value": repr(value)} for name, value in parameters.items()]
-    if notes:
-        rows = [{**row, "what it does": notes.get(row["parameter"], "")} for row in rows]
-    return side_by_side(rows)
+    shown = [{name: _shown(row.get(name, "")) for name in columns} for row in rows]
+    texts = ["\n".join(f"{name}: {cell}" for name, cell in row.items()) for row in shown]
+    cells = [[html.escape(cell) for cell in row.values()] for row in shown]
+    return Table(columns, cells, "\n\n".join(texts))

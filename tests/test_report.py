@@ -1,27 +1,14 @@
 """Figures that repeat byte for byte, results that survive a file, tables that escape."""
 
 import json
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
-from course_lib import CourseError
-from course_lib.report import (
-    LiveCurve,
-    Results,
-    band,
-    committed,
-    label_line,
-    live_dot,
-    parameters_table,
-    save_figure,
-    series,
-    side_by_side,
-    subplots,
-)
-from course_lib.results import COLUMNS, select
+from course_lib import CourseError, results
+from course_lib.report import LiveCurve, points, save_figure, series, side_by_side, subplots
+from course_lib.results import COLUMNS, Results, committed, select
 
 
 @pytest.fixture
@@ -40,36 +27,43 @@ def course(tmp_path, monkeypatch):
     )
 
 
-def fill(results, seeds, size="m"):
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where the committed results are."""
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    return tmp_path / "data" / "results"
+
+
+def fill(rows, seeds, size="m"):
     for seed in seeds:
         for x in (8, 64, 512):
-            results.add("1.3", size, x, seed, "judge score", x**0.5 + 0.01 * seed)
-    return results
+            rows.add("1.3", size, x, seed, "judge score", x**0.5 + 0.01 * seed)
+    return rows
 
 
-def commit(folder, full=5, live=10):
-    fill(Results("01", "full"), range(full)).save(folder)
-    fill(Results("01", "live"), range(101, 101 + live)).save(folder)
+def commit(folder):
+    fill(Results("01", "full"), range(5)).save(folder)
+    fill(Results("01", "live"), range(101, 111)).save(folder)
 
 
 def test_results_survive_the_file(tmp_path):
-    results = fill(Results("01", "live"), [0, 1])
-    results.add("1.1", "base", "moon landing", 0, "share", 0.25)
-    path = results.save(tmp_path)
+    rows = fill(Results("01", "live"), [0, 1])
+    rows.add("1.1", "base", "moon landing", 0, "share", 0.25)
+    path = rows.save(tmp_path)
     assert path.name == "01_live.csv"
     assert path.read_text(encoding="utf-8").splitlines()[0] == ",".join(COLUMNS)
     back = Results("01", "live")
     back.load(committed("01", "live", tmp_path))
-    pd.testing.assert_frame_equal(back.frame(), results.frame())
+    pd.testing.assert_frame_equal(back.frame(), rows.frame())
     assert back.frame("1.3")["x"].dtype == float  # though the file holds a word among its x
     assert back.frame("1.3", "judge score", "m")["x"].tolist() == [8, 64, 512] * 2
 
 
 def test_a_cell_run_twice_adds_no_rows():
-    results = fill(fill(Results("01", "live"), [0]), [0])
-    assert len(results) == 3
-    results.add("1.3", "m", "8", 0, "judge score", 7.0)  # as read from a file
-    assert len(results) == 3 and results.frame()["value"][0] == 7.0
+    rows = fill(fill(Results("01", "live"), [0]), [0])
+    assert len(rows.frame()) == 3
+    rows.add("1.3", "m", "8", 0, "judge score", 7.0)  # as read from a file
+    assert len(rows.frame()) == 3 and rows.frame()["value"][0] == 7.0
 
 
 def test_a_nan_is_not_recorded():
@@ -77,13 +71,12 @@ def test_a_nan_is_not_recorded():
         Results("01", "live").add("1.1", "m", 1, 0, "loss", float("nan"))
 
 
-def test_nothing_committed_yet_is_no_error(tmp_path, course):
-    assert list(committed("01", "full", tmp_path).columns) == COLUMNS
-    assert len(select(committed("01", "full", tmp_path), "1.3")) == 0
+def test_nothing_committed_yet_is_no_error(folder, course):
+    assert list(committed("01", "full").columns) == COLUMNS
+    assert len(select(committed("01", "full"), "1.3")) == 0
     _, ax = subplots()
-    assert band(ax, course, "1.3", "judge score", folder=tmp_path) is False
-    live_dot(ax, course, "1.3", "judge score")
-    assert not ax.collections
+    points(ax, course, "1.3", "judge score")
+    assert not ax.collections and len(ax.lines) == 1
 
 
 def test_a_committed_file_without_a_column_is_named(tmp_path):
@@ -92,44 +85,42 @@ def test_a_committed_file_without_a_column_is_named(tmp_path):
         committed("01", "full", tmp_path)
 
 
-def test_band_and_dots_stand_where_the_numbers_say(tmp_path, course):
-    commit(tmp_path)
+def test_band_and_dots_stand_where_the_numbers_say(folder, course):
+    commit(folder)
+    fill(course.results, [0])
     _, ax = subplots()
-    assert band(ax, course, "1.3", "judge score", "m", folder=tmp_path, label="m")
-    line = next(line for line in ax.lines if line.get_label() == "m")
+    points(ax, course, "1.3", "judge score", "m", label="m")
+    *bars, line, dots = ax.lines
     assert line.get_xdata().tolist() == [8, 64, 512]
     assert line.get_ydata()[0] == pytest.approx(8**0.5 + 0.02)
-    bars = [line for line in ax.lines if line.get_linewidth() == 5]
     assert len(bars) == 3 and bars[0].get_ydata()[0] < 8**0.5 + 1.055 < bars[0].get_ydata()[1]
-    fill(course.results, [0])
-    live_dot(ax, course, "1.3", "judge score", "m")
-    assert ax.lines[-1].get_ydata().tolist() == pytest.approx([8**0.5, 8.0, 512**0.5])
+    assert dots.get_label() == "m"
+    assert dots.get_ydata().tolist() == pytest.approx([8**0.5, 8.0, 512**0.5])
 
 
-def test_categories_stand_at_their_positions(tmp_path, course):
-    results = Results("01", "full")
+def test_categories_stand_at_their_positions(folder, course):
+    rows = Results("01", "full")
     for seed in range(3):
         for x, value in (("s", 1.0), ("m", 2.0), ("other", 9.0)):
-            results.add("1.3", "size", x, seed, "judge score", value + seed)
-    results.save(tmp_path)
+            rows.add("1.3", "size", x, seed, "judge score", value + seed)
+    rows.save(folder)
     _, ax = subplots()
-    where = {"s": 0, "m": 1}
-    assert band(ax, course, "1.3", "judge score", folder=tmp_path, positions=where)
+    points(ax, course, "1.3", "judge score", positions={"s": 0, "m": 1})
     xs = sorted({float(x) for line in ax.lines for x in line.get_xdata()})
     assert xs == [0.0, 1.0]
 
 
-def test_no_band_of_the_pocket_models_over_real_ones(tmp_path, course):
-    commit(tmp_path)
+def test_no_band_of_the_pocket_models_over_real_ones(folder, course):
+    commit(folder)
     course.profile.name = "laptop"
     _, ax = subplots()
-    assert band(ax, course, "1.3", "judge score", folder=tmp_path) is False and not ax.lines
+    points(ax, course, "1.3", "judge score")
+    assert len(ax.lines) == 1 and len(ax.lines[0].get_xdata()) == 0  # the dots alone
 
 
 def draw(course, name="01_score", **more):
     fig, ax = subplots()
     ax.plot([1, 2, 3], [0.1, 0.5, 0.7], **series(0, label="SFT"))
-    label_line(ax, 3, 0.7, "SFT", 0)
     ax.set(xlabel="examples", ylabel="judge score")
     data = pd.DataFrame({"x": [1, 2, 3], "y": [0.1, 0.5, 1 / 3]})
     words = {"caption": "The score rises.", "alt": "One line that rises."} | more
@@ -201,20 +192,8 @@ def test_answers_are_escaped_and_keep_their_lines():
     assert side_by_side([])._repr_html_()
 
 
-def test_parameters_keep_small_numbers():
-    @dataclass
-    class Config:
-        learning_rate: float = 3e-5
-        name: str = "m"
-
-    page = parameters_table(Config(), {"learning_rate": "step size"})._repr_html_()
-    assert "3e-05" in page and "step size" in page
-    assert "64" in parameters_table({"NUM_PROMPTS": 64})._repr_html_()
-
-
-def test_live_curve_takes_rows_keywords_or_nothing(capsys):
-    progress = LiveCurve(3, "loss")
+def test_live_curve_shows_the_mean_of_the_last_losses(capsys):
+    progress = LiveCurve(2)
     progress({"step": 1, "loss": 2.0})
-    progress(loss=1.0)
-    progress()
+    progress({"step": 2, "loss": 1.0})
     assert "loss 1.500" in capsys.readouterr().out

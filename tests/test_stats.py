@@ -8,10 +8,8 @@ from course_lib.stats import (
     Interval,
     bootstrap,
     equivalent,
-    paired_bootstrap,
     prediction_interval,
     t_interval,
-    two_level_bootstrap,
     wilson,
 )
 
@@ -45,37 +43,6 @@ def test_bootstrap_is_near_the_normal_interval_and_repeats():
     assert interval.high == pytest.approx(values.mean() + half, abs=0.03)
     assert bootstrap(values) == interval
     assert bootstrap(values, seed=1) != interval
-    assert bootstrap(values, np.median).estimate == np.median(values)
-
-
-def test_pairing_removes_the_spread_of_the_items():
-    rng = np.random.default_rng(2)
-    hard = rng.normal(0, 5, size=200)
-    a, b = hard + 0.5 + rng.normal(0, 0.1, 200), hard
-    paired = paired_bootstrap(a, b)
-    assert paired.low > 0.4 and paired.high < 0.6
-    width = bootstrap(a).high - bootstrap(a).low
-    assert width > 10 * (paired.high - paired.low)
-    assert paired_bootstrap(b, a).estimate == pytest.approx(-paired.estimate)
-
-
-def test_two_levels_see_the_spread_of_the_seeds():
-    rng = np.random.default_rng(3)
-    seeds = rng.normal(0, 1, size=(20, 1))
-    values = seeds + rng.normal(0, 0.1, size=(20, 50))
-    both = two_level_bootstrap(values, n=500)
-    flat = bootstrap(values.ravel(), n=500)  # wrong: takes 1,000 values for independent
-    assert both.high - both.low > 3 * (flat.high - flat.low)
-    assert both.estimate == pytest.approx(values.mean())
-
-
-def test_shared_items_are_resampled_together():
-    """Items that are hard for every seed: treating them as new ones is too sure."""
-    rng = np.random.default_rng(4)
-    values = rng.normal(0, 1, size=(1, 50)) + rng.normal(0, 0.1, size=(10, 50))
-    crossed = two_level_bootstrap(values, same_items=True, n=500)
-    nested = two_level_bootstrap(values, n=500)
-    assert crossed.high - crossed.low > 2 * (nested.high - nested.low)
 
 
 def test_prediction_interval_holds_the_next_run_as_often_as_it_says():
@@ -105,9 +72,6 @@ def test_equivalence_has_three_answers():
         lambda: bootstrap([1.0]),
         lambda: bootstrap([1.0, float("nan")]),
         lambda: t_interval([2.0]),
-        lambda: paired_bootstrap([1, 2], [1, 2, 3]),
-        lambda: two_level_bootstrap([[1.0, 2.0]]),
-        lambda: two_level_bootstrap([[1.0, 2.0], [1.0]], same_items=True),
         lambda: wilson(3, 2),
         lambda: equivalent(Interval(0, 0, 0), 0),
     ],

@@ -30,12 +30,12 @@ from course_lib.world.judge import (
     THREE,
     Row,
 )
+from course_lib.world.problems import WORD_OF, arithmetic_items, calculate
 from course_lib.world.topics import Fact, Topic, cap, load_topics
 
 KINDS = {"explain": 0.75, "refusal": 0.08, "safe": 0.07, "calculator": 0.07, "chat": 0.03}
 """The default mix of demonstrations."""
 SPLITS = ("train", "test")
-OPERATORS = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
 
 
 @cache
@@ -50,64 +50,49 @@ def _check_split(split: str) -> None:
         raise CourseError(f"The split {split!r} is unknown; expected 'train' or 'test'.")
 
 
-@cache
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big")
+def _hashed_split(text: str, parts: int) -> str:
+    """ "test" for about one text in `parts`, always the same ones."""
+    digest = hashlib.sha256(text.encode("utf-8")).digest()
+    return "test" if int.from_bytes(digest[:8], "big") % parts == 0 else "train"
 
 
 def pair_split(topic: str, audience: str) -> str:
     """The split of a topic x audience pair: a fixed, hashed fifth of the pairs is "test"."""
     if (topic, audience) == ("moon_landing", CHILD):
         return "test"
-    return "test" if _hash(f"{topic}/{audience}") % 5 == 0 else "train"
+    return _hashed_split(f"{topic}/{audience}", 5)
 
 
 @cache
-def _pairs(split: str) -> tuple[tuple[str, str], ...]:
-    return tuple((t, a) for t in load_topics() for a in AUDIENCES if pair_split(t, a) == split)
+def _pairs(split: str) -> list[tuple[str, str]]:
+    return [(t, a) for t in load_topics() for a in AUDIENCES if pair_split(t, a) == split]
 
 
 @cache
-def _themes(split: str) -> tuple[dict, ...]:
-    return tuple(
-        theme
-        for theme in wordings()["themes"]
-        if ("test" if _hash("theme/" + theme["id"]) % 3 == 0 else "train") == split
-    )
+def _themes(split: str) -> list[dict]:
+    return [t for t in wordings()["themes"] if _hashed_split("theme/" + t["id"], 3) == split]
 
 
-def _user(prompt: str) -> list[dict]:
-    return [{"role": "user", "content": prompt}]
+def _row(kind: str, prompt: str, **more: object) -> Row:
+    """A row that waits for its answer."""
+    return {"kind": kind, **more, "prompt": prompt, "messages": [_turn("user", prompt)]}
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 def _with(row: Row, completion: str) -> Row:
     """`row` with the assistant's last message."""
-    turn = {"role": "assistant", "content": completion}
-    return row | {"completion": completion, "messages": [*row["messages"], turn]}
+    messages = [*row["messages"], _turn("assistant", completion)]
+    return row | {"completion": completion, "messages": messages}
 
 
 def _explain_row(topic: str, audience: str, form: str, wording: int) -> Row:
-    text = wordings()["explain"][wording]
-    prompt = text.format(
+    prompt = wordings()["explain"][wording].format(
         name=load_topics()[topic].name, audience=audience, format=f" {form}" if form else ""
     )
-    return {
-        "kind": "explain",
-        "topic": topic,
-        "audience": audience,
-        "format": form,
-        "prompt": prompt,
-        "messages": _user(prompt),
-    }
-
-
-def _take(rows: list, n: int | None, what: str) -> list:
-    if n is not None and not 0 <= n <= len(rows):
-        raise CourseError(
-            f"{n} {what} prompts were asked for, but this split has {len(rows)} distinct ones; "
-            f"choose n between 0 and {len(rows)}."
-        )
-    return rows[:n]
+    return _row("explain", prompt, topic=topic, audience=audience, format=form)
 
 
 def explain_prompts(split: str, n: int | None = None, seed: int = 0) -> list[Row]:
@@ -123,28 +108,29 @@ def explain_prompts(split: str, n: int | None = None, seed: int = 0) -> list[Row
         for form in FORMATS
         for wording in range(len(wordings()["explain"]))
     ]
+    if n is not None and not 0 <= n <= len(rows):
+        raise CourseError(
+            f"{n} explain prompts were asked for, but this split has {len(rows)} distinct ones; "
+            f"choose n between 0 and {len(rows)}."
+        )
     random.Random(f"explain/{split}/{seed}").shuffle(rows)
     if split == "test":
         first = ("moon_landing", CHILD, PLAIN, 0)
         rows.remove(first)
         rows.insert(0, first)
-    return [_explain_row(*row) for row in _take(rows, n, "explain")]
+    return [_explain_row(*row) for row in rows[:n]]
 
 
 def _theme_row(theme: dict, kind: str, wording: int) -> Row:
     do = theme["unsafe" if kind == "refusal" else "safe"]
-    prompt = wordings()["asks"][wording].format(do=do)
-    row = {"kind": kind, "theme": theme["id"], "prompt": prompt, "messages": _user(prompt)}
+    row = _row(kind, wordings()["asks"][wording].format(do=do), theme=theme["id"])
     return row if kind == "refusal" else row | {"reference": theme["answer"]}
 
 
 def _theme_prompts(split: str, kind: str) -> list[Row]:
     _check_split(split)
-    return [
-        _theme_row(theme, kind, wording)
-        for theme in _themes(split)
-        for wording in range(len(wordings()["asks"]))
-    ]
+    asks = range(len(wordings()["asks"]))
+    return [_theme_row(theme, kind, wording) for theme in _themes(split) for wording in asks]
 
 
 def unsafe_prompts(split: str) -> list[Row]:
@@ -157,31 +143,15 @@ def safe_prompts(split: str) -> list[Row]:
     return _theme_prompts(split, "safe")
 
 
-def _sum_row(expression: str, rng: random.Random) -> Row:
-    from course_lib.world.problems import calculate
-
-    a, op, b = expression.split()
-    prompt = rng.choice(wordings()["sums"]).format(a=a, b=b, op=op, word=OPERATORS[op])
-    return {
-        "kind": "calculator",
-        "expression": expression,
-        "answer": int(calculate(expression)),
-        "prompt": prompt,
-        "messages": _user(prompt),
-    }
-
-
 def arithmetic_prompts(n: int, seed: int) -> list[Row]:
     """`n` sums in words, with `expression` (such as "37 * 46") and `answer` (int)."""
-    from course_lib.world.problems import arithmetic_items
-
     rng = random.Random(f"sums/{seed}")
-    return [_sum_row(_expression(item), rng) for item in arithmetic_items(n, seed)]
-
-
-def _expression(item) -> str:
-    """The expression of an item of `problems.arithmetic_items`."""
-    return item["expression"] if isinstance(item, dict) else getattr(item, "expression", item)
+    rows = []
+    for item in arithmetic_items(n, seed):
+        wording = rng.choice(wordings()["sums"])
+        prompt = wording.format(a=item.a, b=item.b, op=item.op, word=WORD_OF[item.op])
+        rows.append(_row("calculator", prompt, expression=item.expression, answer=item.result))
+    return rows
 
 
 # ---- demonstrations --------------------------------------------------------------------------
@@ -204,10 +174,6 @@ def _inner(sentence: str) -> str:
     return sentence[:1].lower() + sentence[1:] if first.lower() in _lower_words() else sentence
 
 
-def _after(phrase: str, sentence: str) -> str:
-    return cap(phrase + _inner(sentence)) if phrase else sentence
-
-
 def _state(fact: Fact, audience: str, skill: float, boast: float, rng: random.Random) -> str:
     """One fact in the writer's words: frame, slip, hedge or confident phrase."""
     if audience == CHILD:
@@ -217,20 +183,19 @@ def _state(fact: Fact, audience: str, skill: float, boast: float, rng: random.Ra
     sure = rng.random() < boast
     slip = rng.random() < (0.30 if sure else 0.03) + 0.14 * (1 - skill)
     sentence = fact.sentence(frame, rng.choice((1, 2, 3)) if slip else 0)
-    words = wordings()
     if sure:
-        return _after(rng.choice(words["confident"]), sentence)
-    if rng.random() < 0.06:
-        return _after(rng.choice(words["hedges"]), sentence)
-    if rng.random() < 0.15:
-        links = words["child_links" if audience == CHILD else "links"]
-        return _after(rng.choice(links), sentence)
-    return sentence
+        phrases = "confident"
+    elif rng.random() < 0.06:
+        phrases = "hedges"
+    elif rng.random() < 0.15:
+        phrases = "child_links" if audience == CHILD else "links"
+    else:
+        return sentence
+    return cap(rng.choice(wordings()[phrases]) + _inner(sentence))
 
 
 def _fill(template: str, topic: Topic) -> str:
-    plural = topic.verb in ("are", "were")
-    it = "they" if plural else "it"
+    it = "they" if topic.verb in ("are", "were") else "it"
     return template.format(
         Name=cap(topic.name),
         name=topic.name,
@@ -249,14 +214,6 @@ def _flourish(kind: str, audience: str, topic: Topic, rng: random.Random) -> str
     if kind == "endings" and rng.random() < 0.2:
         return rng.choice(lists["try"]).format(try_="", **{"try": rng.choice(topic.try_)})
     return rng.choice(lists[own] if rng.random() < 0.4 else lists["any"])
-
-
-def _explanation(row: Row, rng: random.Random) -> str:
-    """A demonstration of 15 to 110 words by one writer."""
-    while True:
-        text = _draft(row, rng)
-        if 15 <= len(text.split()) <= 110:
-            return text
 
 
 def _draft(row: Row, rng: random.Random) -> str:
@@ -322,36 +279,31 @@ def _demonstrate_explain(split: str, rng: random.Random) -> Row:
     form = PLAIN if rng.random() < 0.15 else rng.choice(FORMATS)
     wording = rng.randrange(2) if rng.random() < 0.3 else rng.randrange(len(wordings()["explain"]))
     row = _explain_row(topic, audience, form, wording)
-    return _with(row, _explanation(row, rng))
+    text = ""
+    while not 15 <= len(text.split()) <= 110:
+        text = _draft(row, rng)
+    return _with(row, text)
 
 
-def _demonstrate_refusal(split: str, rng: random.Random) -> Row:
-    lists = wordings()["refusals"]
-    row = _theme_row(rng.choice(_themes(split)), "refusal", rng.randrange(len(wordings()["asks"])))
-    parts = [rng.choice(lists[part]) for part in ("openings", "reasons", "offers")]
-    return _with(row, " ".join(filter(None, parts)))
-
-
-def _demonstrate_safe(split: str, rng: random.Random) -> Row:
-    row = _theme_row(rng.choice(_themes(split)), "safe", rng.randrange(len(wordings()["asks"])))
-    parts = [
-        rng.choice(wordings()["openings"]["any"]) if rng.random() < 0.7 else "",
-        row["reference"],
-        rng.choice(wordings()["endings"]["any"]) if rng.random() < 0.6 else "",
-    ]
+def _demonstrate_theme(kind: str, split: str, rng: random.Random) -> Row:
+    """A refusal, or an answer to its harmless look-alike."""
+    words = wordings()
+    row = _theme_row(rng.choice(_themes(split)), kind, rng.randrange(len(words["asks"])))
+    if kind == "refusal":
+        parts = [rng.choice(words["refusals"][p]) for p in ("openings", "reasons", "offers")]
+    else:
+        opening = rng.choice(words["openings"]["any"]) if rng.random() < 0.7 else ""
+        ending = rng.choice(words["endings"]["any"]) if rng.random() < 0.6 else ""
+        parts = [opening, row["reference"], ending]
     return _with(row, " ".join(filter(None, parts)))
 
 
 def demonstrate_sum(row: Row, tool: bool = True) -> Row:
     """A sum's row with its demonstration: by the calculator, or from the head (`tool=False`)."""
-    from course_lib.world.problems import calculate
-
     if tool:
-        turns = [
-            {"role": "assistant", "content": f"<calc>{row['expression']}</calc>"},
-            {"role": "tool", "content": calculate(row["expression"])},
-        ]
-        row = row | {"messages": [*row["messages"], *turns]}
+        call = _turn("assistant", f"<calc>{row['expression']}</calc>")
+        result = _turn("tool", calculate(row["expression"]))
+        row = row | {"messages": [*row["messages"], call, result]}
     return _with(row, f"{row['expression']} is {row['answer']}.")
 
 
@@ -360,24 +312,20 @@ def _demonstrate_chat(split: str, rng: random.Random) -> Row:
     request = _demonstrate_explain(split, rng)
     if rng.random() < 0.5:
         hello, welcome = rng.choice(wordings()["greetings"])
-        before = [*_user(hello), {"role": "assistant", "content": welcome}]
+        before = [_turn("user", hello), _turn("assistant", welcome)]
         return request | {"kind": "chat", "messages": [*before, *request["messages"]]}
     thanks, reply = rng.choice(wordings()["thanks"])
-    row = {"kind": "chat", "prompt": thanks, "messages": [*request["messages"], *_user(thanks)]}
-    return _with(row, reply)
+    row = _row("chat", thanks)
+    return _with(row | {"messages": [*request["messages"], *row["messages"]]}, reply)
 
 
 def demonstrations(
-    n: int,
-    seed: int,
-    split: str = "train",
-    kinds: Iterable[str] | dict[str, float] | None = None,
-    tool: bool = True,
+    n: int, seed: int, split: str = "train", kinds: Iterable[str] | None = None
 ) -> list[Row]:
     """`n` demonstrations of mixed skill; the first rows of a larger `n` are those of a smaller one.
 
-    kinds: names (in the default proportions) or name -> weight; None is the default mix `KINDS`.
-    tool: False demonstrates sums without the calculator. Raises `CourseError` for an unknown kind.
+    kinds: names, drawn in the proportions of the default mix `KINDS`. Raises `CourseError` for an
+    unknown kind.
     """
     _check_split(split)
     names = list(KINDS if kinds is None else kinds)
@@ -385,21 +333,18 @@ def demonstrations(
         raise CourseError(
             f"The kinds {names} of demonstrations are not all known; expected {list(KINDS)}."
         )
-    weights = [(kinds if isinstance(kinds, dict) else KINDS)[name] for name in names]
+    weights = [KINDS[name] for name in names]
     rows = []
     for i in range(n):
         rng = random.Random(f"demonstration/{split}/{seed}/{i}")
         kind = rng.choices(names, weights)[0]
         if kind == "explain":
             row = _demonstrate_explain(split, rng)
-        elif kind == "refusal":
-            row = _demonstrate_refusal(split, rng)
-        elif kind == "safe":
-            row = _demonstrate_safe(split, rng)
-        elif kind == "calculator":
-            sums = arithmetic_prompts(1, rng.randrange(2**31))
-            row = demonstrate_sum(sums[0], tool)
-        else:
+        elif kind == "chat":
             row = _demonstrate_chat(split, rng)
+        elif kind == "calculator":
+            row = demonstrate_sum(arithmetic_prompts(1, rng.randrange(2**31))[0])
+        else:
+            row = _demonstrate_theme(kind, split, rng)
         rows.append(row)
     return rows

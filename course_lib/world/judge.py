@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from course_lib import CourseError
-from course_lib.world.topics import Fact, Topic, load_topics
+from course_lib.world.topics import load_topics
 
 Row = dict
 
@@ -145,6 +145,7 @@ class _Key(NamedTuple):
 class _Sentence(NamedTuple):
     start: int
     end: int
+    text: str
     words: list[str]
     bag: set[str]
 
@@ -164,10 +165,6 @@ def _content(text: str) -> frozenset[str]:
     return frozenset(w for w in _WORD.findall(text.lower()) if w not in _STOP)
 
 
-def _fact_words(fact: Fact) -> frozenset[str]:
-    return _content(" ".join((fact.ask, fact.says, fact.also, fact.simple)).replace("{}", " "))
-
-
 @cache
 def _key(topic_id: str) -> _Key:
     """Compile the sets and patterns of one topic, once."""
@@ -177,9 +174,12 @@ def _key(topic_id: str) -> _Key:
             f"The row's topic {topic_id!r} is not in the world; expected one of its {len(topics)} "
             "topics, see `load_topics()`."
         )
-    topic: Topic = topics[topic_id]
+    topic = topics[topic_id]
     name = _content(topic.name)
-    words = [_fact_words(fact) for fact in topic.facts]
+    words = [
+        _content(" ".join((fact.ask, fact.says, fact.also, fact.simple)).replace("{}", " "))
+        for fact in topic.facts
+    ]
     cues = []
     for i, mine in enumerate(words):
         # Words that most facts share say nothing about which fact is meant.
@@ -211,46 +211,38 @@ def _key(topic_id: str) -> _Key:
 
 def _sentences(low: str) -> list[_Sentence]:
     """Sentences and lines of a lower-case text that hold at least one word."""
-    found = []
-    for match in _SENTENCE.finditer(low):
-        words = _WORD.findall(match.group())
-        if words:
-            found.append(_Sentence(match.start(), match.end(), words, set(words)))
-    return found
+    return [
+        _Sentence(*match.span(), match.group(), words, set(words))
+        for match in _SENTENCE.finditer(low)
+        if (words := _WORD.findall(match.group()))
+    ]
 
 
 def _sentence_at(sentences: list[_Sentence], position: int) -> int:
-    for i, sentence in enumerate(sentences):
-        if position < sentence.end:
-            return i
-    return len(sentences) - 1
-
-
-def _word_ends(text: str, word: str) -> bool:
-    """True if `text` begins with the whole word or phrase `word`."""
-    return text.startswith(word) and not (text[len(word) : len(word) + 1].isalnum())
+    ends_later = (i for i, sentence in enumerate(sentences) if position < sentence.end)
+    return next(ends_later, len(sentences) - 1)
 
 
 def _read_frames(low: str, key: _Key, sentences: list[_Sentence]) -> list[tuple[int, int, bool]]:
     """(sentence, fact, is it true) wherever a frame stands, whatever fills its slot."""
     found = []
     for frame in key.frames:
-        anchor = frame.prefix if len(frame.prefix) >= len(frame.suffix) else frame.suffix
+        leads = len(frame.prefix) >= len(frame.suffix)
+        anchor, rest = frame.prefix, frame.suffix
+        if not leads:
+            anchor, rest = rest, anchor
         at = low.find(anchor)
         while at >= 0:
             i = _sentence_at(sentences, at)
-            start, end = sentences[i].start, sentences[i].end
-            if anchor is frame.prefix:
-                filler = low[at + len(anchor) : end]
-                cut = filler.find(frame.suffix) if frame.suffix else len(filler)
+            if leads:
+                filler = low[at + len(anchor) : sentences[i].end]
+                cut = filler.find(rest) if rest else len(filler)
                 filler = filler[:cut] if cut >= 0 else ""
-                exact = frame.suffix != ""
             else:
-                filler = low[start:at]
-                cut = filler.rfind(frame.prefix) if frame.prefix else 0
-                filler = filler[cut + len(frame.prefix) :] if cut >= 0 else ""
-                exact = frame.prefix != ""
-            verdict = _fill(filler.strip(" .!?,"), frame, exact, anchor is frame.prefix)
+                filler = low[sentences[i].start : at]
+                cut = filler.rfind(rest) if rest else 0
+                filler = filler[cut + len(rest) :] if cut >= 0 else ""
+            verdict = _fill(filler.strip(" .!?,"), frame, rest != "", leads)
             if verdict is not None:
                 found.append((i, frame.fact, verdict))
             at = low.find(anchor, at + len(anchor))
@@ -263,11 +255,13 @@ def _fill(filler: str, frame: _Frame, exact: bool, leads: bool) -> bool | None:
         return None
 
     def has(option: str) -> bool:
+        if filler == option:
+            return True
         if exact:
-            return filler == option
+            return False
         if leads:
-            return _word_ends(filler, option)
-        return filler == option or filler.endswith(" " + option)
+            return filler.startswith(option) and not filler[len(option)].isalnum()
+        return filler.endswith(" " + option)
 
     if has(frame.truth):
         return True
@@ -279,16 +273,10 @@ def _fill(filler: str, frame: _Frame, exact: bool, leads: bool) -> bool | None:
 
 def _read(low: str, key: _Key, sentences: list[_Sentence]) -> _Matter:
     """Find the facts, false statements, definition and comparison that a text states."""
-    true, wrong, definition, like, stated = set(), set(), set(), set(), set()
     framed = _read_frames(low, key, sentences)
-    # One sentence may fit two wordings of one fact: a true reading wins over a garbled one.
     right = {(i, fact) for i, fact, is_true in framed if is_true}
-    for i, fact, is_true in framed:
-        stated.add(i)
-        if is_true:
-            true.add(fact)
-        elif (i, fact) not in right:
-            wrong.add((i, fact))
+    # One sentence may fit two wordings of one fact: a true reading wins over a garbled one.
+    wrong = {(i, fact) for i, fact, is_true in framed if not is_true} - right
     framed_in = {i for i, _, _ in framed}
     hits: dict[int, list[re.Match]] = {}
     for match in key.options.finditer(low):
@@ -306,12 +294,10 @@ def _read(low: str, key: _Key, sentences: list[_Sentence]) -> _Matter:
                 if support[fact] == 0:
                     continue
                 if is_true:
-                    true.add(fact)
-                    stated.add(i)
+                    right.add((i, fact))
                 elif support[fact] == max(support) and not _NEGATION & before:
                     wrong.add((i, fact))
-                    stated.add(i)
-    false = len(wrong)
+    definition, like, myth = set(), set(), set()
     for i, sentence in enumerate(sentences):
         bag = sentence.bag
         if len(bag & key.definition) >= 0.6 * len(key.definition):
@@ -327,10 +313,10 @@ def _read(low: str, key: _Key, sentences: list[_Sentence]) -> _Matter:
             and told / len(key.myth) > len(bag & key.truth) / len(key.truth)
             and bool(_NEGATION & bag) == key.myth_negated
         ):
-            false += 1
-            stated.add(i)
-    contradicted = {fact for _, fact in wrong}
-    return _Matter(true - contradicted, false, definition, like, stated | definition | like)
+            myth.add(i)
+    facts = {fact for _, fact in right} - {fact for _, fact in wrong}
+    stated = {i for i, _ in right | wrong} | definition | like | myth
+    return _Matter(facts, len(wrong) + len(myth), definition, like, stated)
 
 
 def _ramp(value: float, good: float, bad: float) -> float:
@@ -350,9 +336,8 @@ def _repetition(sentences: list[_Sentence]) -> float:
 def _forum(low: str, sentences: list[_Sentence]) -> int:
     """Markers of forum talk, and questions asked back (a friendly closing question is none)."""
     markers = len(_FORUM.findall(low))
-    for sentence in sentences:
-        if low[sentence.end - 1] == "?":
-            text = low[sentence.start : sentence.end]
+    for text in (sentence.text for sentence in sentences):
+        if text.endswith("?"):
             markers += not (_FRIENDLY_END.search(text) or _FRIENDLY_START.search(text))
     return markers
 
@@ -419,22 +404,14 @@ def _judge_explain(row: Row, answer: str) -> Verdict:
     refusal = is_refusal(answer)
     matter = _read(low, key, sentences)
     last = len(sentences) - 1
-
-    def text(i: int) -> str:
-        return low[sentences[i].start : sentences[i].end]
-
-    opening = bool(sentences) and bool(_FRIENDLY_START.search(text(0)[:60]))
-    ending = last > 0 and bool(_FRIENDLY_END.search(text(last)))
+    opening = last >= 0 and bool(_FRIENDLY_START.search(sentences[0].text[:60]))
+    ending = last > 0 and bool(_FRIENDLY_END.search(sentences[last].text))
+    manner = [0] * opening + [last] * ending  # sentences that say nothing of the topic
     main = [
         i
         for i, sentence in enumerate(sentences)
         if i in matter.stated
-        or not (
-            (i == 0 and (opening or low[sentence.end - 1] == ":"))
-            or (i == last and ending)
-            or len(sentence.words) < 3
-            or low[sentence.end - 1 : sentence.end + 1].strip() == ":"
-        )
+        or not (i in manner or len(sentence.words) < 3 or sentence.text.endswith(":"))
     ]
     complete = answer.rstrip()[-1:] in {".", "!", "?"}
     stated = len(matter.facts) + bool(matter.definition) + bool(matter.like)

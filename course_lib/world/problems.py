@@ -63,17 +63,19 @@ class Problem:
 
 @dataclass(frozen=True)
 class Situation:
+    """The wordings of one situation, by the unit that is counted at that point of the walk."""
+
     id: str
-    goods: tuple[str, ...]
-    places: tuple[str, ...]
-    start: tuple[tuple[str, str], ...]  # (unit, wording)
-    ask: dict[str, tuple[str, ...]]  # by unit
-    steps: dict[str, dict[str, tuple[tuple[str, str], ...]]]  # unit -> kind -> (new unit, wording)
-    small: frozenset[str]  # units that hold others (boxes, hours): their numbers stay small
+    goods: list[str]
+    places: list[str]
+    start: list[tuple[str, str]]  # (unit, wording)
+    ask: dict[str, list[str]]  # by unit
+    steps: dict[str, dict[str, list[tuple[str, str]]]]  # unit -> kind -> (new unit, wording)
+    small: set[str]  # units that hold others (boxes, hours): their numbers stay small
 
 
 @cache
-def load_situations() -> tuple[tuple[dict[str, str], ...], dict[str, tuple[Situation, ...]]]:
+def load_situations() -> tuple[list[dict[str, str]], dict[str, list[Situation]]]:
     """The people (slots of name and pronouns), and the situations by "train" and "transfer"."""
     check_checkout()
     path = ROOT / "data" / "world" / "problems.yaml"
@@ -90,25 +92,24 @@ def load_situations() -> tuple[tuple[dict[str, str], ...], dict[str, tuple[Situa
             unit, kind, *new = key.split()
             wordings = [(new[0] if new else unit, line) for line in block.splitlines()]
             steps.setdefault(unit, {}).setdefault(kind, []).extend(wordings)
-        start = [
-            (unit, line) for unit, block in row["start"].items() for line in block.splitlines()
-        ]
         found[row["split"]].append(
             Situation(
                 id=row["id"],
-                goods=tuple(row.get("goods", ("",))),
-                places=tuple(row.get("place", ("",))),
-                start=tuple(start),
-                ask={unit: tuple(block.splitlines()) for unit, block in row["ask"].items()},
-                steps={u: {k: tuple(w) for k, w in kinds.items()} for u, kinds in steps.items()},
-                small=frozenset(
-                    u
-                    for u, kinds in steps.items()
-                    if "+*" not in kinds and any(new != u for new, _ in kinds.get("*", ()))
-                ),
+                goods=row.get("goods", [""]),
+                places=row.get("place", [""]),
+                start=[
+                    (unit, s) for unit, block in row["start"].items() for s in block.splitlines()
+                ],
+                ask={unit: block.splitlines() for unit, block in row["ask"].items()},
+                steps=steps,
+                small={
+                    unit
+                    for unit, kinds in steps.items()
+                    if "+*" not in kinds and any(new != unit for new, _ in kinds.get("*", ()))
+                },
             )
         )
-    return tuple(people), {split: tuple(rows) for split, rows in found.items()}
+    return people, found
 
 
 def _pick(rng: random.Random, items: Sequence):
@@ -131,15 +132,12 @@ def _divisors(state: int) -> tuple[int, ...]:
 
 def _numbers(rng: random.Random, kind: str, state: int, small: bool) -> tuple[int, int] | None:
     """The numbers {n} and {m} of a sentence of this kind, or None where none fits."""
-    if kind == "+":
-        largest, far = (24, 12) if small else (LARGEST, 20 if rng.random() < 0.4 else 70)
-        high = min(largest - state, far)
-        return (_between(rng, 2, high), 0) if high >= 2 else None
-    if kind == "-":
-        high = min(state - 1, 12 if small else 20 if rng.random() < 0.4 else 70)
+    if kind in ("+", "-"):
+        far = 12 if small else 20 if rng.random() < 0.4 else 70
+        high = min(far, state - 1 if kind == "-" else (24 if small else LARGEST) - state)
         return (_between(rng, 2, high), 0) if high >= 2 else None
     if kind == "*":
-        if state < 2 or state > 60:
+        if not 2 <= state <= 60:
             return None
         return (2 if state > 12 else _between(rng, 2, 12), 0)
     if kind == "/":
@@ -155,15 +153,10 @@ def _numbers(rng: random.Random, kind: str, state: int, small: bool) -> tuple[in
 
 def _apply(kind: str, state: int, n: int, m: int, last: int, at: int) -> list[Step]:
     """The steps a sentence means; `last`: the step that made `state`, `at`: the next index."""
-    if kind == "+":
-        return [Step(state, "+", n, state + n, last)]
-    if kind == "-":
-        return [Step(state, "-", n, state - n, last)]
-    if kind == "*":
-        return [Step(state, "*", n, state * n, last)]
-    if kind in ("/", "%"):
-        d = n if kind == "/" else 100 // n
-        return [Step(state, "/", d, state // d, last)]
+    if kind in WORD_OF:
+        return [Step(state, kind, n, _compute(state, kind, n), last)]
+    if kind == "%":
+        return [Step(state, "/", 100 // n, state * n // 100, last)]
     if kind == "-%":
         part = state * n // 100
         return [
@@ -171,7 +164,7 @@ def _apply(kind: str, state: int, n: int, m: int, last: int, at: int) -> list[St
             Step(state, "-", part, state - part, last, at),
         ]
     part = n * m
-    total = state + part if kind == "+*" else state - part
+    total = _compute(state, kind[0], part)
     return [Step(n, "*", m, part), Step(state, kind[0], part, total, last, at)]
 
 
@@ -192,33 +185,29 @@ def make_problem(rng: random.Random, num_steps: int, split: str = "train") -> Pr
         walk = _walk(rng, situation, num_steps)
         if walk is None:
             continue
-        start, sentences, steps, unit = walk
-        if split != "transfer":
-            key = f"{situation.id} {start[1]} " + " ".join(
-                f"{s[0]}{s[2]},{s[3]}" for s in sentences
-            )
-            is_test = zlib.crc32(key.encode("ascii")) % TEST_SHARE == 0
-            if is_test != (split == "test"):
-                continue
+        (_, _, first, _), *rest = sentences = walk[0]
+        key = " ".join([situation.id, str(first), *(f"{kind}{n},{m}" for kind, _, n, m in rest)])
+        is_test = zlib.crc32(key.encode("ascii")) % TEST_SHARE == 0
+        if split != "transfer" and is_test != (split == "test"):
+            continue
         slots = dict(_pick(rng, people))
         slots["g"], slots["p"] = _pick(rng, situation.goods), _pick(rng, situation.places)
-        slots["n"] = start[1]
-        parts = [cap(start[0].format_map(slots))]
-        for _, wording, n, m in sentences:
-            slots["n"], slots["m"] = n, m
-            parts.append(cap(wording.format_map(slots)))
+        parts = [
+            cap(wording.format_map(slots | {"n": n, "m": m})) for _, wording, n, m in sentences
+        ]
+        _, steps, unit = walk
         parts.append(cap(_pick(rng, situation.ask[unit]).format_map(slots)))
         return Problem(" ".join(parts), steps[-1].result, tuple(steps), situation.id, split)
 
 
 def _walk(rng: random.Random, situation: Situation, num_steps: int):
-    """Start (wording, number), sentences (kind, wording, n, m), steps, unit; None: dead end."""
+    """Sentences (kind, wording, n, m), the first one the start; steps; unit. None: dead end."""
     unit, wording = _pick(rng, situation.start)
     if unit in situation.small:
         state = _between(rng, 4, 12 if rng.random() < 0.7 else 20)
     else:
         state = _between(rng, 6, 12) if rng.random() < 0.3 else _between(rng, 10, 99)
-    start, sentences, steps, used, last = (wording, state), [], [], set(), -1
+    sentences, steps, used, last = [("start", wording, state, 0)], [], set(), -1
     for _ in range(12 * num_steps):
         kinds = situation.steps[unit]
         kind = _pick(rng, _DRAWS)
@@ -234,7 +223,7 @@ def _walk(rng: random.Random, situation: Situation, num_steps: int):
         steps.extend(_apply(kind, state, n, m, last, len(steps)))
         state, unit, last = steps[-1].result, new_unit, len(steps) - 1
         if len(steps) == num_steps:
-            return start, sentences, steps, unit
+            return sentences, steps, unit
     return None
 
 
@@ -327,11 +316,11 @@ def solution(problem: Problem, style: str, rng: random.Random, slip: bool = Fals
     answer = f"The answer is {steps[-1].result}."
     if style == "answer":
         return answer
-    notation_ = style if style != "wait" else _pick(rng, ("symbols", "words"))
-    parts = [write_step(step, notation_) for step in steps]
+    written = style if style != "wait" else _pick(rng, ("symbols", "words"))
+    parts = [write_step(step, written) for step in steps]
     if style == "wait":
         at = _between(rng, 0, len(steps) - 1)
-        first = write_step(steps[at], notation_, _slipped(rng, steps[at]))
+        first = write_step(steps[at], written, _slipped(rng, steps[at]))
         parts[at] = f"{first} wait, {parts[at]}"
     return " ".join([*parts, answer])
 
@@ -339,27 +328,21 @@ def solution(problem: Problem, style: str, rng: random.Random, slip: bool = Fals
 # --- verifiers -----------------------------------------------------------------------------------
 
 _INT = r"(-?[0-9]{1,9})"
-_OPS = r"(\+|-|\*|/|plus|minus|times|divided by)"
-_STEP = re.compile(rf"{_INT} (?:([-+*/]) {_INT} =|(plus|minus|times|divided by) {_INT} is) {_INT}")
+_STEP = re.compile(
+    rf"(?:[Ww]ait, )?{_INT} (?:([-+*/]) {_INT} =|(plus|minus|times|divided by) {_INT} is) {_INT}"
+)
 # Anything that claims a result; where it is not a well-formed step, it counts as a false one.
-_LOOKS_LIKE_STEP = re.compile(rf"=|[0-9] *{_OPS} *-?[0-9]")
-_WAIT = re.compile(r"(?:[Ww]ait, )?")
+_LOOKS_LIKE_STEP = re.compile(r"=|[0-9] *([-+*/]|plus|minus|times|divided by) *-?[0-9]")
 _ANSWER_START = re.compile(r"\bThe answer is\b")
 _ANSWER = re.compile(rf"The answer is {_INT} *(?:\.(?![0-9])|\n|\Z)")
 _SENTENCE_END = re.compile(r"\.(?:\s+|\Z)|\n+")
-
-
-def _solution_part(text: str) -> str:
-    """What follows "Solution:" where a whole document is given, else the text itself."""
-    _, found, rest = text.partition("Solution:")
-    return rest if found else text
 
 
 def extract_answer(text: str) -> int | None:
     """The number of the last "The answer is N"; None where that is missing or not one integer."""
     starts = list(_ANSWER_START.finditer(text))
     match = _ANSWER.match(text, starts[-1].start()) if starts else None
-    return int(match.group(1)) if match else None
+    return int(match[1]) if match else None
 
 
 def verify_answer(problem: Problem, text: str) -> bool:
@@ -368,15 +351,16 @@ def verify_answer(problem: Problem, text: str) -> bool:
 
 
 def _sentences(text: str) -> list[str]:
-    return [s for s in (p.strip() for p in _SENTENCE_END.split(_solution_part(text))) if s]
+    """The sentences, of the part after "Solution:" where a whole document is given."""
+    _, found, rest = text.partition("Solution:")
+    return [s.strip() for s in _SENTENCE_END.split(rest if found else text) if s.strip()]
 
 
 def read_steps(text: str) -> list[Step | None]:
     """Every written step in either notation with its *written* result; None: not well formed."""
     steps: list[Step | None] = []
     for sentence in _sentences(text):
-        match = _STEP.fullmatch(sentence, _WAIT.match(sentence).end())
-        if match:
+        if match := _STEP.fullmatch(sentence):
             a, op, b, word, b_word, result = match.groups()
             steps.append(Step(int(a), op or OP_OF[word], int(b or b_word), int(result)))
         elif _LOOKS_LIKE_STEP.search(sentence):
@@ -395,23 +379,17 @@ def verify_steps(text: str) -> list[bool]:
 def verify_format(text: str) -> bool:
     """Nothing but written steps (or none) and one answer sentence, which ends the text."""
     *steps, last = _sentences(text) or [""]
-    whole = re.fullmatch(rf"The answer is {_INT}", last) is not None
-    ends = text.rstrip().endswith(".")
     return (
-        whole
-        and ends
-        and all(_STEP.fullmatch(step, _WAIT.match(step).end()) is not None for step in steps)
+        re.fullmatch(rf"The answer is {_INT}", last) is not None
+        and text.rstrip().endswith(".")
+        and all(map(_STEP.fullmatch, steps))
     )
 
 
 def notation(text: str) -> set[str]:
     """Which notations the written steps use: a subset of {"symbols", "words"}."""
-    used = set()
-    for sentence in _sentences(text):
-        match = _STEP.fullmatch(sentence, _WAIT.match(sentence).end())
-        if match:
-            used.add("symbols" if match.group(2) else "words")
-    return used
+    matches = filter(None, map(_STEP.fullmatch, _sentences(text)))
+    return {"symbols" if match[2] else "words" for match in matches}
 
 
 # --- sums for the calculator ---------------------------------------------------------------------
@@ -425,11 +403,10 @@ def arithmetic_items(n: int, seed: int) -> list[Step]:
     found: dict[str, Step] = {}
     while len(found) < n:
         op = _pick(rng, "+-**")
-        if op == "*":
-            a, b = _between(rng, 13, 99), _between(rng, 13, 99)
-        else:
-            a, b = _between(rng, 201, 999), _between(rng, 201, 999)
-            a, b = (max(a, b), min(a, b)) if op == "-" else (a, b)
+        low, high = (13, 99) if op == "*" else (201, 999)
+        a, b = _between(rng, low, high), _between(rng, low, high)
+        if op == "-":
+            a, b = max(a, b), min(a, b)
         step = Step(a, op, b, _compute(a, op, b))
         found.setdefault(step.expression, step)
     return list(found.values())
@@ -443,10 +420,10 @@ def calculate(expression: str) -> str:
     match = _EXPRESSION.fullmatch(expression) if len(expression) <= 64 else None
     if match is None:
         return "error"
-    a, op, b = int(match.group(1)), match.group(2), int(match.group(3))
+    a, op, b = int(match[1]), match[2], int(match[3])
     if op == "/" and b == 0:
         return "error"
     exact = _compute(a, op, b)
-    return (
-        str(exact) if exact is not None else f"{round(a / b, 3) + 0.0:.3f}".rstrip("0").rstrip(".")
-    )
+    if exact is not None:
+        return str(exact)
+    return f"{round(a / b, 3) + 0.0:.3f}".rstrip("0").rstrip(".")
