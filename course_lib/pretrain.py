@@ -66,7 +66,7 @@ class PretrainConfig:
 SHIPPED: dict[str, dict[str, int]] = {
     "s": {"tokens": 9_000_000},
     "m": {"tokens": 22_000_000},
-    "l": {"tokens": 26_000_000, "early_shards": 10},
+    "l": {"tokens": 22_000_000, "early_shards": 8},
 }
 
 
