@@ -53,7 +53,7 @@ class PretrainConfig:
     floor: float = 0.02
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0
-    snapshots: tuple[float, ...] = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1.0)
+    snapshots: tuple[float, ...] = (0.01, 0.1, 0.3, 0.5, 0.7, 1.0)
     seed: int = 0
 
     @property

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from course_lib.profiles import Course
     from course_lib.sft import SFTConfig
 
-NUM_EXAMPLES = 1200  # demonstrations of the course's standard instruct model
+NUM_EXAMPLES = 1600  # demonstrations of the course's standard instruct model
 SMALL, LARGE = 50e6, 500e6  # parameters: below, a higher learning rate; above, LoRA
 HISTORY = "history.json"
 
@@ -81,6 +81,7 @@ def sft_config(course: Course, base: str, lora: bool | None = None, **changes: A
     settings: dict[str, Any] = {
         "learning_rate": rate * (10 if lora else 1),
         "num_epochs": 2 if size < SMALL else 1,
+        "batch_size": 16 if size < SMALL else 32,  # a small model gains more from more steps
         "max_length": course.context,
         "dtype": "bfloat16" if course.device != "cpu" or bf16_pays() else "float32",
         "gradient_checkpointing": size >= SMALL,
