@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -54,6 +54,39 @@ def training(model: torch.nn.Module, gradient_checkpointing: bool = False) -> It
         if gradient_checkpointing:
             model.activation_checkpointing_disable()
         model.train(was_training)
+
+
+@contextlib.contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; the model comes back as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def backward(
+    model: torch.nn.Module,
+    parts: Iterable[tuple[dict[str, torch.Tensor], float]],
+    step: Callable,
+    dtype: str = "float32",
+) -> dict[str, float]:
+    """Add the gradients of one optimiser step, worked off in parts; return its mean metrics.
+
+    A part is a batch and its share of the step's items (the shares sum to 1); `step(model, batch)`
+    gives the part's mean loss and metrics. Losses that are means of items so add up exactly.
+    """
+    totals: dict[str, torch.Tensor] = {}
+    for batch, share in parts:
+        with autocast(model, dtype):
+            loss, metrics = step(model, to_device(batch, model))
+        (loss * share).backward()
+        for key, value in {"loss": loss.detach(), **metrics}.items():
+            totals[key] = totals.get(key, 0.0) + share * value
+    return {key: float(value) for key, value in totals.items()}
 
 
 class Update:
