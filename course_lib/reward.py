@@ -37,7 +37,15 @@ from course_lib import CourseError
 from course_lib.chat import Message, batches, collate, render_chat
 from course_lib.history import History
 from course_lib.logprobs import hidden_states
-from course_lib.loop import Update, backward, endless, evaluating, forward_tokens, training
+from course_lib.loop import (
+    Update,
+    backward,
+    endless,
+    evaluating,
+    forward_tokens,
+    to_device,
+    training,
+)
 from course_lib.losses import Metrics, reward_loss
 
 Comparison = dict[str, Any]
@@ -96,30 +104,30 @@ def load_reward_model(folder: str | Path, device: str | None = None) -> torch.nn
     return model.to(device or "cpu").eval()
 
 
-def render_answer(
-    tokenizer, prompt: str | Sequence[Message], completion: str, max_length: int = 512
-) -> list[int]:
-    """Prompt and answer as ids that end with the token that ends the turn (or cut before it)."""
+def render_answer(tokenizer, prompt: str | Sequence[Message], completion: str) -> list[int]:
+    """Prompt and answer as ids, up to the token that ends the answer's turn."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     row = render_chat(tokenizer, [*messages, {"role": "assistant", "content": completion}])
     end = max(i for i, learned in enumerate(row["completion_mask"]) if learned) + 1
-    return row["input_ids"][: min(end, max_length)]
+    return row["input_ids"][:end]
 
 
 def render_comparisons(
     tokenizer, rows: Sequence[Comparison], max_length: int = 512
 ) -> list[Comparison]:
-    """The rows with their texts as ids; what is beyond `max_length` tokens is cut."""
-    return [
-        row
-        | {
-            "completions": [
-                render_answer(tokenizer, row["prompt"], text, max_length)
-                for text in row["completions"]
-            ]
-        }
-        for row in rows
-    ]
+    """The rows with their texts as ids and their "pairs".
+
+    An answer of more than `max_length` tokens is in no pair, as nobody has judged what would be
+    left of it; "too_long" counts these answers.
+    """
+    out = []
+    for row in rows:
+        ids = [render_answer(tokenizer, row["prompt"], text) for text in row["completions"]]
+        pairs = [pair for pair in pairs_of(row) if all(len(ids[i]) <= max_length for i in pair)]
+        too_long = sum(len(answer) > max_length for answer in ids)
+        cut = [answer[:max_length] for answer in ids]
+        out.append({**row, "completions": cut, "pairs": pairs, "too_long": too_long})
+    return out
 
 
 def pairs_of(row: Comparison) -> list[tuple[int, int]]:
@@ -139,8 +147,7 @@ def pairs_of(row: Comparison) -> list[tuple[int, int]]:
 def to_pairs(rows: Sequence[Comparison]) -> list[Comparison]:
     """Each known pair as a comparison of its own (winner first): K-wise data, pairwise training."""
     return [
-        {**{k: v for k, v in row.items() if k != "pairs"}, "ranks": [1, 2]}
-        | {"completions": [row["completions"][i] for i in pair]}
+        {"completions": [row["completions"][i] for i in pair], "ranks": [1, 2]}
         for row in rows
         for pair in pairs_of(row)
     ]
@@ -155,11 +162,8 @@ def collate_comparisons(rows: Sequence[Comparison]) -> dict[str, torch.Tensor]:
         present[b, : len(row["completions"])] = True
         for winner, loser in pairs_of(row):
             wins[b, winner, loser] = 1
-    return {
-        **_collate([ids for row in rows for ids in row["completions"]]),
-        "present": present,
-        "wins": wins,
-    }
+    batch = _collate([ids for row in rows for ids in row["completions"]])
+    return {**batch, "present": present, "wins": wins}
 
 
 def sequence_scores(
@@ -177,9 +181,8 @@ def reward_step(
     """The loss of one batch of `collate_comparisons`."""
     scores = sequence_scores(model, batch["input_ids"], batch["attention_mask"])  # (N,)
     present = batch["present"]
-    return reward_loss(
-        scores.new_zeros(present.shape).masked_scatter(present, scores), batch["wins"]
-    )
+    scores = scores.new_zeros(present.shape).masked_scatter(present, scores)  # (B, K)
+    return reward_loss(scores, batch["wins"])
 
 
 def score_ids(model: torch.nn.Module, sequences: Sequence[list[int]]) -> np.ndarray:
@@ -188,22 +191,19 @@ def score_ids(model: torch.nn.Module, sequences: Sequence[list[int]]) -> np.ndar
     rows = [{"input_ids": ids} for ids in sequences]
     with evaluating(model):
         for group in batches(rows, tokens_per_batch=forward_tokens(model)):
-            batch = _collate([sequences[i] for i in group])
-            tensors = (batch[key].to(model.device) for key in ("input_ids", "attention_mask"))
-            scores[group] = sequence_scores(model, *tensors).double().cpu().numpy()
+            batch = to_device(_collate([sequences[i] for i in group]), model)
+            scores[group] = sequence_scores(model, **batch).double().cpu().numpy()
     return scores
 
 
 def score_texts(
-    model: torch.nn.Module,
-    tokenizer,
-    prompts: Sequence,
-    completions: Sequence[str],
-    max_length: int = 512,
+    model: torch.nn.Module, tokenizer, prompts: Sequence, completions: Sequence[str]
 ) -> np.ndarray:
-    """Raw scores (n,) of `completions[i]` as the answer to `prompts[i]`."""
+    """Raw scores (n,) of `completions[i]` as the answer to `prompts[i]`; what goes over the model's
+    context is cut."""
+    room = model.config.max_position_embeddings
     pairs = zip(prompts, completions, strict=True)
-    return score_ids(model, [render_answer(tokenizer, *pair, max_length) for pair in pairs])
+    return score_ids(model, [render_answer(tokenizer, *pair)[:room] for pair in pairs])
 
 
 def set_normalisation(model: torch.nn.Module, scores: np.ndarray) -> None:
@@ -275,7 +275,8 @@ def train_reward(
     """Train on rendered comparisons; a history row per optimiser step.
 
     A row of the history has step, loss, accuracy and margin (of the pairs, prompts weigh equally),
-    learning_rate, grad_norm, num_pairs, num_tokens (read, pads not counted) and seconds.
+    learning_rate, grad_norm, num_pairs, num_tokens (read, pads not counted) and seconds; the first
+    one also has the number of answers that were `too_long`.
 
     Raises:
         CourseError: no row has a pair, or the loss or gradient is not finite (see `loop.Update`).
@@ -297,6 +298,8 @@ def train_reward(
             metrics = backward(model, parts, reward_step, config.dtype)
             # 3. Update and record.
             row = {"step": step, **metrics, **update(step, metrics["loss"])}
+            if step == 1:
+                row["too_long"] = sum(comparison.get("too_long", 0) for comparison in rows)
             history.append(
                 row,
                 num_pairs=sum(len(pairs_of(comparison)) for comparison in drawn),

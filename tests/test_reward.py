@@ -103,6 +103,8 @@ def test_loss_and_gradients_are_those_of_trl_which_reads_our_folder(tmp_path):
 def test_batch_of_rankings_by_hand():
     model, tokenizer = reward_model(), tiny()[1]
     rows = comparisons(tokenizer, 2, 3)
+    for row in rows:
+        del row["pairs"]
     rows[1]["completions"].append([9, 8, 7])  # four answers beside three, one not ranked
     rows[1]["ranks"] = [2, 1, 2, None]
     rows[0]["ranks"] = [3, 1, 2]
@@ -140,7 +142,11 @@ def test_rendered_answers_end_with_the_end_of_the_turn():
         assert render_answer(tokenizer, "moon?", text)[-1] == end
     talk = [{"role": "user", "content": "moon?"}]
     assert render_answer(tokenizer, talk, "pens") == render_answer(tokenizer, "moon?", "pens")
-    assert len(render_answer(tokenizer, "moon?", "pens " * 99, max_length=20)) == 20
+    row = {"prompt": "moon?", "completions": ["a", "pens " * 99, "b"], "ranks": [3, 1, 2]}
+    (cut,) = render_comparisons(tokenizer, [row], max_length=60)
+    assert cut["pairs"] == [(2, 0)] and cut["too_long"] == 1 and len(cut["completions"][1]) == 60
+    history = train_reward(reward_model(), [cut], config(num_steps=2))
+    assert history[0]["too_long"] == 1 and history[0]["num_pairs"] == 4
     model = reward_model()
     one = score_texts(model, tokenizer, ["moon?"], ["pens"])
     assert one == pytest.approx(score_ids(model, [render_answer(tokenizer, "moon?", "pens")]))
@@ -199,6 +205,11 @@ def test_bf16_scores_stay_fp32_and_near():
     with torch.autocast("cpu", torch.bfloat16):
         half, _ = reward_step(model, batch)
     assert half.dtype == torch.float32 and half.item() == pytest.approx(plain.item(), abs=0.03)
+    rows, losses = comparisons(tiny()[1]), []
+    for more in ({}, {"dtype": "bfloat16"}, {"gradient_checkpointing": True}):
+        losses.append(train_reward(reward_model(), rows, config(**more)).column("loss"))
+    assert losses[1] == pytest.approx(losses[0], abs=0.05)
+    assert losses[2] == pytest.approx(losses[0], abs=1e-5)
 
 
 def test_calibration_of_a_known_world():
@@ -215,6 +226,8 @@ def test_calibration_of_a_known_world():
 def test_user_errors():
     model, tokenizer = reward_model(), tiny()[1]
     rows = comparisons(tokenizer, 2)
+    for row in rows:
+        del row["pairs"]
     tied = [{**row, "ranks": [1, 1, 1, None]} for row in rows]
     for call in (train_reward, lambda model, rows, _: evaluate_reward(model, rows)):
         with pytest.raises(CourseError, match="None of the 2 comparisons has a pair"):
