@@ -1,9 +1,8 @@
 """Reward model and DPO of `l`: our loops beside TRL's trainers, the same pairs in the same order.
 
-fp32, no checkpointing, pairs of one length and of mixed lengths. Tokens and MFU as in bench_sft;
-the reference's forward passes, which both sides make before training, are in the time only. The
-third run of the reward model reads the same answers as rankings of K = 4: six comparisons for four
-reads.
+fp32, no checkpointing, pairs of one length and of mixed lengths; tokens and MFU as in bench_sft.
+The training alone is timed: both sides have the reference's log-probabilities before. The third run
+of the reward model reads the same answers as rankings of K = 4: six comparisons for four reads.
 
     python tests/benchmarks/bench_reward_dpo.py [--threads 2] [--rounds 3] [--steps 4]
 """
@@ -21,7 +20,7 @@ from trl import DPOConfig as TRLDPOConfig
 from trl import DPOTrainer, RewardTrainer
 from trl import RewardConfig as TRLRewardConfig
 
-from course_lib.dpo import DPOConfig, train_dpo
+from course_lib.dpo import DPOConfig, add_reference_logps, train_dpo
 from course_lib.models import train_tokenizer
 from course_lib.reward import RewardConfig, make_reward_model, train_reward
 
@@ -56,6 +55,7 @@ def answers(pair: dict) -> list[list[int]]:
 
 def ours_dpo(pairs: list[dict], steps: int, clock) -> tuple[float, list[float]]:
     model = make_model()
+    pairs = add_reference_logps(model, pairs)
     start = clock()
     history = train_dpo(model, pairs, DPOConfig(num_steps=steps, **SHARED))
     return clock() - start, history.column("loss")
@@ -104,11 +104,11 @@ def trl(pairs: list[dict], steps: int, clock, kind: str) -> tuple[float, list[fl
                     dict(zip(("chosen_ids", "rejected_ids"), answers(pairs[i]), strict=True))
                 )
             args, trainer_class = TRLRewardConfig(folder, **options), RewardTrainer
-        start = clock()  # DPOTrainer computes the reference when it is made
         trainer = trainer_class(
             model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
         )
         trainer.remove_callback(transformers.PrinterCallback)
+        start = clock()
         trainer.train()
         seconds = clock() - start
     return seconds, [row["loss"] for row in trainer.state.log_history if "loss" in row]
