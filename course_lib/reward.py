@@ -55,7 +55,7 @@ Comparison = dict[str, Any]
 class RewardConfig:
     """Settings of `train_reward`."""
 
-    learning_rate: float = 3e-4  # peak, of AdamW; about 1e-5 for models of a billion parameters
+    learning_rate: float = 1e-3  # peak, of AdamW; about 1e-5 for models of a billion parameters
     num_epochs: float = 1.0  # passes over the prompts (more overfit); not used with num_steps
     num_steps: int | None = None  # optimiser steps
     batch_size: int = 16  # prompts, each with all its answers
