@@ -13,7 +13,6 @@ Left out:
 
 from __future__ import annotations
 
-import contextlib
 import math
 import random
 import time
@@ -27,9 +26,8 @@ from course_lib import CourseError
 from course_lib.chat import Row, batches, collate, render_text
 from course_lib.history import History
 from course_lib.logprobs import shift_mask, token_logprobs
+from course_lib.loop import Update, autocast, endless, forward_tokens, to_device, training
 from course_lib.losses import Metrics, sft_loss
-
-SNAPSHOT_STEPS = 10  # how often the weights that a non-finite loss falls back to are copied
 
 
 @dataclass
@@ -100,8 +98,8 @@ def _row_losses(model, rows: list[Row]) -> tuple[np.ndarray, np.ndarray]:
     losses, counts = np.zeros(len(rows)), np.zeros(len(rows), dtype=int)
     was_training = model.training
     model.eval()
-    for group in batches(rows, tokens_per_batch=_forward_tokens(model)):
-        batch = _to(collate([rows[i] for i in group], 0), model)
+    for group in batches(rows, tokens_per_batch=forward_tokens(model)):
+        batch = to_device(collate([rows[i] for i in group], 0), model)
         logprobs = token_logprobs(model, batch["input_ids"], mask=batch["completion_mask"])
         losses[group] = -logprobs.sum(-1).double().cpu().numpy()
         counts[group] = shift_mask(batch["completion_mask"]).sum(-1).cpu().numpy()
@@ -129,32 +127,16 @@ def train_sft(
     rows = [row for row in rows if any(row["completion_mask"][1:])]
     step_rows = config.batch_size * config.gradient_accumulation_steps
     num_steps = config.num_steps or max(1, round(config.num_epochs * len(rows) / step_rows))
-    weights = [p for p in model.parameters() if p.requires_grad]
-    on_cpu_or_gpu = all(p.device.type in ("cpu", "cuda") for p in weights)
-    optimizer = torch.optim.AdamW(
-        weights, lr=0.0, weight_decay=config.weight_decay, fused=on_cpu_or_gpu
-    )
-    history, start, good = History(), time.perf_counter(), None
-    order = _endless(len(rows), random.Random(config.seed))
-    with _training(model, config):
+    update = Update(model.parameters(), num_steps, config)
+    history, start = History(), time.perf_counter()
+    order = endless(len(rows), random.Random(config.seed))
+    with training(model, config.gradient_checkpointing):
         for step in range(1, num_steps + 1):
             # 2. The loss of the step's rows, in forward passes of rows of like length.
             chosen = [rows[next(order)] for _ in range(step_rows)]
             loss, num_tokens = _backward(model, chosen, config)
-            grad_norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
-            # 3. Stop before a bad step is taken; now and then, keep what is known to be good.
-            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                _restore(weights, good)
-                raise _not_finite(step, loss, float(grad_norm), config)
-            if (step - 1) % SNAPSHOT_STEPS == 0:
-                good = [p.detach().clone() for p in weights]
-            # 4. Update and record.
-            rate = config.learning_rate * _schedule(step, num_steps, config)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            row = {"step": step, "loss": loss, "learning_rate": rate, "grad_norm": float(grad_norm)}
+            # 3. Update, unless the loss or its gradient is not finite, and record.
+            row = {"step": step, "loss": loss, **update(step, loss)}
             history.append(row, num_tokens=num_tokens, seconds=time.perf_counter() - start)
             if progress:
                 progress(history[-1])
@@ -164,21 +146,15 @@ def train_sft(
 def _backward(model, rows: list[Row], config: SFTConfig) -> tuple[float, int]:
     """Add the gradient of the rows' mean token loss; return that loss and the tokens read."""
     num_items = sum(sum(row["completion_mask"][1:]) for row in rows)
-    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
     total = 0.0
-    groups = batches(rows, batch_size=config.batch_size, tokens_per_batch=_forward_tokens(model))
+    groups = batches(rows, batch_size=config.batch_size, tokens_per_batch=forward_tokens(model))
     for group in groups:
-        batch = _to(collate([rows[i] for i in group], 0), model)
-        with autocast:
+        batch = to_device(collate([rows[i] for i in group], 0), model)
+        with autocast(model, config.dtype):
             loss, _ = sft_step(model, batch, num_items)
         loss.backward()
         total += loss.detach()
     return float(total), sum(len(row["input_ids"]) for row in rows)
-
-
-def _forward_tokens(model) -> int:
-    """Tokens in one forward pass: what a CPU's cache holds, or what keeps a GPU busy."""
-    return 1024 if model.device.type == "cpu" else 16384
 
 
 def _prepare(rows: Sequence[Row], mask_prompt: bool, max_length: int) -> list[Row]:
@@ -194,59 +170,3 @@ def _prepare(rows: Sequence[Row], mask_prompt: bool, max_length: int) -> list[Ro
             "expected completions with a completion_mask of 1; raise max_length or check the rows."
         )
     return out
-
-
-def _endless(n: int, rng: random.Random):
-    """0..n-1 in a new random order, again and again."""
-    while True:
-        order = list(range(n))
-        rng.shuffle(order)
-        yield from order
-
-
-def _schedule(step: int, num_steps: int, config: SFTConfig) -> float:
-    """Share of the peak learning rate at `step`, counted from 1."""
-    warmup = round(config.warmup * num_steps)
-    if step <= warmup:
-        return step / warmup
-    done = (step - warmup - 1) / max(1, num_steps - warmup)  # from 0 to almost 1
-    if config.schedule not in ("cosine", "linear", "constant"):
-        raise CourseError(
-            f"The schedule is {config.schedule!r}; expected 'cosine', 'linear' or 'constant'."
-        )
-    shapes = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}
-    return shapes[config.schedule]
-
-
-@contextlib.contextmanager
-def _training(model, config: SFTConfig):
-    """Train mode, with activations recomputed if asked; the model comes back as it was."""
-    was_training = model.training
-    model.train()
-    if config.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    try:
-        yield
-    finally:
-        if config.gradient_checkpointing:
-            model.activation_checkpointing_disable()
-        model.train(was_training)
-
-
-@torch.no_grad()
-def _restore(weights: list[torch.Tensor], good: list[torch.Tensor] | None) -> None:
-    for weight, value in zip(weights, good or weights, strict=True):
-        weight.copy_(value)
-        weight.grad = None
-
-
-def _not_finite(step: int, loss: float, grad_norm: float, config: SFTConfig) -> CourseError:
-    return CourseError(
-        f"The loss at step {step} is {loss} and its gradient's norm {grad_norm:.3g}; expected "
-        "finite numbers; the weights are back at their last good values; "
-        f"lower learning_rate (now {config.learning_rate:g})."
-    )
-
-
-def _to(batch: dict[str, torch.Tensor], model) -> dict[str, torch.Tensor]:
-    return {key: tensor.to(model.device, non_blocking=True) for key, tensor in batch.items()}

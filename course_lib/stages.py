@@ -49,7 +49,7 @@ def instruct_model(
     """
     if own and role == "base" and "instruct" in course.profile.models:
         return course.model("instruct")
-    from course_lib import chat, losses, sft, sources
+    from course_lib import chat, loop, losses, sft, sources
     from course_lib.world import instructions
 
     base = course.model(role) if role in course.profile.models else role
@@ -60,7 +60,7 @@ def instruct_model(
         {"config": asdict(config), "num_examples": num_examples, "seed": seed, "rev": revision}
         | {"data": course.profile.data["instructions"], "dtype": course.dtype},
         lambda folder: _train(course, base, revision, num_examples, config, folder, progress),
-        code=[sft, chat, losses, sources, instructions, _train],
+        code=[sft, chat, loop, losses, sources, instructions, _train],
         inputs=[base, ROOT / "data" / "world"],
     )
     return str(entry)

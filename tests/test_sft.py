@@ -9,10 +9,10 @@ from tiny import CHAT, tiny, tiny_folder
 
 from course_lib import CourseError
 from course_lib.chat import collate, render_chat
+from course_lib.loop import schedule
 from course_lib.models import add_lora, load_model, num_parameters
 from course_lib.sft import (
     SFTConfig,
-    _schedule,
     document_losses,
     evaluate_sft,
     loss_on_documents,
@@ -104,14 +104,12 @@ def test_same_seed_same_bits_and_other_seed_other_order():
     assert all(torch.equal(runs[0][1][name], runs[1][1][name]) for name in runs[0][1])
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
-def test_it_learns_and_reports(schedule):
+@pytest.mark.parametrize("shape", ["cosine", "linear", "constant"])
+def test_it_learns_and_reports(shape):
     model, tokenizer = tiny()
     rows, seen = chat_rows(tokenizer), []
     before = evaluate_sft(model, rows)
-    history = train_sft(
-        model, rows, config(num_steps=30, schedule=schedule, warmup=0.1), seen.append
-    )
+    history = train_sft(model, rows, config(num_steps=30, schedule=shape, warmup=0.1), seen.append)
     after = evaluate_sft(model, rows)
     assert after["loss"] < before["loss"] - 1 and seen == list(history)
     assert after["perplexity"] == pytest.approx(math.exp(after["loss"]))
@@ -166,13 +164,12 @@ def test_only_seen_ids_move_an_untied_output():
 
 
 def test_schedules():
-    cosine = [_schedule(s, 100, SFTConfig(warmup=0.1)) for s in range(1, 101)]
+    cosine = [schedule(s, 100, 0.1) for s in range(1, 101)]
     assert cosine[0] == pytest.approx(0.1) and cosine[9] == cosine[10] == 1.0
     assert 0 < cosine[-1] < 0.001 and cosine[10:] == sorted(cosine[10:], reverse=True)
-    linear = [_schedule(s, 4, SFTConfig(warmup=0, schedule="linear")) for s in range(1, 5)]
-    assert linear == [1, 0.75, 0.5, 0.25]
+    assert [schedule(s, 4, shape="linear") for s in range(1, 5)] == [1, 0.75, 0.5, 0.25]
     with pytest.raises(CourseError, match="'cosin'"):
-        _schedule(50, 100, SFTConfig(schedule="cosin"))
+        schedule(50, 100, shape="cosin")
 
 
 def test_non_finite_loss_stops_names_the_step_and_keeps_good_weights():

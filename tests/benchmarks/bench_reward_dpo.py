@@ -1,0 +1,143 @@
+"""Reward model and DPO of `l`: our loops beside TRL's trainers, the same pairs in the same order.
+
+fp32, no checkpointing, pairs of one length and of mixed lengths; tokens and MFU as in bench_sft.
+The training alone is timed: both sides have the reference's log-probabilities before. The third run
+of the reward model reads the same answers as rankings of K = 4: six comparisons for four reads.
+
+    python tests/benchmarks/bench_reward_dpo.py [--threads 2] [--rounds 3] [--steps 4]
+"""
+
+import argparse
+import random
+import tempfile
+import time
+
+import torch
+import transformers
+from bench_sft import compare, make_model, make_rows
+from datasets import Dataset, disable_progress_bars
+from trl import DPOConfig as TRLDPOConfig
+from trl import DPOTrainer, RewardTrainer
+from trl import RewardConfig as TRLRewardConfig
+
+from course_lib.dpo import DPOConfig, add_reference_logps, train_dpo
+from course_lib.models import train_tokenizer
+from course_lib.reward import RewardConfig, make_reward_model, train_reward
+
+
+class Prepared(DPOTrainer):
+    """Takes pairs that are rendered."""
+
+    def _prepare_dataset(self, dataset, *_):
+        return dataset
+
+
+BATCH = 16  # pairs
+SHARED = {"batch_size": BATCH, "warmup": 0.0, "schedule": "constant", "learning_rate": 1e-4}
+
+
+def make_pairs(n: int, mixed: bool) -> list[dict]:
+    rows = make_rows(2 * n, mixed)
+    pairs = []
+    for one, other in zip(rows[::2], rows[1::2], strict=True):
+        start = one["completion_mask"].count(0)
+        rejected = other["input_ids"][other["completion_mask"].count(0) :]
+        ids = one["input_ids"]
+        pairs.append(
+            {"prompt_ids": ids[:start], "chosen_ids": ids[start:], "rejected_ids": rejected}
+        )
+    return pairs
+
+
+def answers(pair: dict) -> list[list[int]]:
+    return [pair["prompt_ids"] + pair[side] for side in ("chosen_ids", "rejected_ids")]
+
+
+def ours_dpo(pairs: list[dict], steps: int, clock) -> tuple[float, list[float]]:
+    model = make_model()
+    pairs = add_reference_logps(model, pairs)
+    start = clock()
+    history = train_dpo(model, pairs, DPOConfig(num_steps=steps, **SHARED))
+    return clock() - start, history.column("loss")
+
+
+def ours_reward(pairs: list[dict], steps: int, clock, k: int = 2) -> tuple[float, list[float]]:
+    """k = 4 puts the answers of two pairs into one ranking."""
+    lists = [answers(pair) for pair in pairs]
+    if k == 4:
+        lists = [one + other for one, other in zip(lists[::2], lists[1::2], strict=True)]
+    rows = [{"completions": ids, "ranks": list(range(k))} for ids in lists]
+    model = make_reward_model(make_model())
+    config = RewardConfig(num_steps=steps, **SHARED | {"batch_size": 2 * BATCH // k})
+    start = clock()
+    history = train_reward(model, rows, config)
+    return clock() - start, history.column("loss")
+
+
+def trl(pairs: list[dict], steps: int, clock, kind: str) -> tuple[float, list[float]]:
+    order = list(range(len(pairs)))
+    random.Random(0).shuffle(order)
+    options = {
+        "per_device_train_batch_size": BATCH,
+        "max_steps": steps,
+        "learning_rate": SHARED["learning_rate"],
+        "lr_scheduler_type": "constant",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "train_sampling_strategy": "sequential",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = train_tokenizer(["a"], folder)
+        if kind == "dpo":
+            rows, model = [pairs[i] for i in order], make_model()
+            args = TRLDPOConfig(folder, precompute_ref_log_probs=True, **options)
+            trainer_class = Prepared
+        else:
+            rows, model = [], make_reward_model(make_model())
+            for i in order:
+                rows.append(
+                    dict(zip(("chosen_ids", "rejected_ids"), answers(pairs[i]), strict=True))
+                )
+            args, trainer_class = TRLRewardConfig(folder, **options), RewardTrainer
+        trainer = trainer_class(
+            model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        start = clock()
+        trainer.train()
+        seconds = clock() - start
+    return seconds, [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    disable_progress_bars()
+    clock = time.process_time if options.threads == 1 else time.perf_counter
+    steps = options.steps
+    print(f"{options.threads} threads, {options.rounds} rounds of {steps} steps of {BATCH} pairs")
+    for title, mixed in (("one length", False), ("mixed lengths", True)):
+        pairs = make_pairs(BATCH * steps, mixed)
+        read = [{"input_ids": ids} for pair in pairs for ids in answers(pair)]
+        runs = {
+            "reward, ours": (lambda p=pairs: ours_reward(p, steps, clock), None),
+            "reward, TRL": (lambda p=pairs: trl(p, steps, clock, "reward"), "reward, ours"),
+            "reward, K = 4": (lambda p=pairs: ours_reward(p, steps, clock, 4), "reward, ours"),
+            "DPO, ours": (lambda p=pairs: ours_dpo(p, steps, clock), None),
+            "DPO, TRL": (lambda p=pairs: trl(p, steps, clock, "dpo"), "DPO, ours"),
+        }
+        compare(title, read, runs, options.rounds, clock)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Best-of-n against brute force over all subsets, its KL against enumeration, Gao's curves."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from course_lib import CourseError
+from course_lib.search import best_of_n, best_of_n_kl, fit_overoptimisation, score_masses
+
+
+def brute_force(proxy, n, values):
+    """Mean over all subsets of n; among the best of equal proxy, their mean."""
+    out = []
+    for subset in itertools.combinations(range(len(proxy)), n):
+        best = max(proxy[i] for i in subset)
+        out.append(np.mean([values[i] for i in subset if proxy[i] == best]))
+    return np.mean(out)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_best_of_n_is_the_mean_over_all_subsets(ties):
+    rng = np.random.default_rng(0)
+    proxy, true = rng.normal(size=(2, 3, 9))
+    if ties:
+        proxy = proxy.round(0)
+    ns = range(1, 10)
+    for values in (proxy, true):
+        expected = [[brute_force(p, n, v) for n in ns] for p, v in zip(proxy, values, strict=True)]
+        np.testing.assert_allclose(best_of_n(proxy, ns, values), expected, atol=1e-10)
+    np.testing.assert_allclose(best_of_n(proxy, [1], true)[:, 0], true.mean(1))
+    np.testing.assert_allclose(best_of_n(proxy[0], [9]), proxy[0].max(keepdims=True))
+
+
+def test_best_of_n_is_unbiased_and_stable_for_large_pools():
+    rng = np.random.default_rng(1)
+    pools = rng.uniform(size=(4000, 16))  # the mean of the best of n uniforms is n / (n + 1)
+    found = best_of_n(pools, [2, 4, 8, 16])
+    error = found.std(0) / math.sqrt(len(pools))
+    assert (np.abs(found.mean(0) - [2 / 3, 4 / 5, 8 / 9, 16 / 17]) < 4 * error).all()
+    big = rng.uniform(size=50_000)
+    ns = [1, 64, 1024, 50_000]
+    found = best_of_n(big, ns)
+    assert found == pytest.approx([n / (n + 1) for n in ns], abs=0.01)
+    assert found[-1] == pytest.approx(big.max(), abs=1e-9)
+    assert best_of_n(np.ones(5), [1, 3, 5]) == pytest.approx([1, 1, 1])
+
+
+def test_best_of_n_says_what_is_wrong():
+    with pytest.raises(CourseError, match=r"n = \[4\].*from 1 to 3"):
+        best_of_n([1.0, 2.0, 3.0], [4])
+    with pytest.raises(CourseError, match="equal shapes"):
+        best_of_n([1.0, 2.0, 3.0], [1], [1.0, 2.0])
+
+
+def test_kl_with_ties_is_that_of_enumerated_draws():
+    """Six texts, of which some have equal scores; ties are broken at random."""
+    probs = np.array([0.05, 0.15, 0.2, 0.1, 0.3, 0.2])
+    scores = np.array([2, 0, 1, 1, 0, 3])
+    masses = [probs[scores == s].sum() for s in np.unique(scores)]
+    for n in (1, 2, 3, 4):
+        chosen = np.zeros(6)
+        for draw in itertools.product(range(6), repeat=n):
+            best = max(scores[i] for i in draw)
+            winners = [i for i in draw if scores[i] == best]
+            for i in winners:
+                chosen[i] += np.prod(probs[list(draw)]) / len(winners)
+        exact = (chosen * np.log(chosen / probs)).sum()
+        assert best_of_n_kl(n, masses) == pytest.approx(exact, abs=1e-12)
+        assert exact <= best_of_n_kl(n) + 1e-12
+
+
+def test_kl_without_ties_is_the_textbooks_and_with_duplicates_far_below():
+    ns = np.array([1, 2, 8, 64])
+    fine = best_of_n_kl(ns, np.full(200_000, 1 / 200_000))
+    assert fine == pytest.approx(best_of_n_kl(ns), abs=1e-3)
+    assert best_of_n_kl(1) == 0 and best_of_n_kl(1024) == pytest.approx(
+        math.log(1024) - 1023 / 1024
+    )
+    two = best_of_n_kl([1, 4, 10_000], [0.5, 0.5])
+    assert two[0] == pytest.approx(0, abs=1e-12) and two[2] == pytest.approx(math.log(2))
+    pool = np.random.default_rng(0).integers(5, size=4000)
+    assert score_masses([3, 1, 1, 2]) == pytest.approx([0.5, 0.25, 0.25])
+    assert best_of_n_kl(8, score_masses(pool)) == pytest.approx(
+        best_of_n_kl(8, np.full(5, 0.2)), abs=0.05
+    )
+
+
+CURVES = {
+    "bon": lambda d: d * (1.5 - 0.2 * d),
+    "rl": lambda d: d * (1.5 - 0.6 * np.log(np.maximum(d, 1e-300))),
+}
+
+
+@pytest.mark.parametrize("form", CURVES)
+def test_fit_recovers_a_known_curve_and_its_peak(form):
+    kl = np.linspace(0, 49, 30)
+    d = np.sqrt(kl)
+    beta = {"bon": 0.2, "rl": 0.6}[form]
+    peak = {"bon": 1.5 / 0.4, "rl": math.exp(1.5 / 0.6 - 1)}[form]
+    exact = fit_overoptimisation(kl, CURVES[form](d), form)
+    assert exact.alpha.estimate == pytest.approx(1.5) and exact.beta.estimate == pytest.approx(beta)
+    assert exact.peak.estimate == pytest.approx(peak) and exact.r2 == pytest.approx(1)
+    assert exact(d) == pytest.approx(CURVES[form](d))
+    grid = np.linspace(0.01, 12, 100_000)
+    assert grid[exact(grid).argmax()] == pytest.approx(peak, abs=1e-3)
+
+
+@pytest.mark.parametrize("form", CURVES)
+@pytest.mark.parametrize("runs", [None, 12])
+def test_intervals_cover_the_truth_about_as_often_as_they_say(form, runs):
+    rng = np.random.default_rng(0)
+    kl = np.linspace(0.5, 36, 24)
+    covered, narrow = 0, 0
+    for seed in range(60):
+        noise = rng.normal(scale=0.3, size=kl.shape if runs is None else (runs, len(kl)))
+        own = kl if runs is None else kl * rng.uniform(0.8, 1.2, size=(runs, 1))
+        fit = fit_overoptimisation(
+            own, CURVES[form](np.sqrt(own)) + noise, form, num_resamples=200, seed=seed
+        )
+        covered += fit.alpha.low <= 1.5 <= fit.alpha.high
+        narrow += fit.alpha.high - fit.alpha.low < 0.6
+        assert fit.peak.low <= fit.peak.estimate <= fit.peak.high and fit.r2 <= 1
+    assert covered >= 48 and narrow >= 50  # 95% less the bootstrap's shortness at few runs
+
+
+def test_a_curve_that_never_falls_has_no_peak():
+    d = np.linspace(0.1, 5, 20)
+    fit = fit_overoptimisation(d**2, d * (1 + 0.1 * d), "bon")
+    assert fit.peak.estimate == math.inf and fit.beta.estimate == pytest.approx(-0.1)
+    with pytest.raises(CourseError, match="form='ppo'"):
+        fit_overoptimisation(d**2, d, "ppo")
+    with pytest.raises(CourseError, match="three or more"):
+        fit_overoptimisation([1, 2], [1, 2], "rl")
