@@ -51,6 +51,7 @@ from course_lib.sft import sft_step
 Score = Callable[[list[list[int]], list[list[int]]], torch.Tensor]
 BETA_GAIN = 0.5  # of the adaptive β; Ziegler et al. have 0.1, for 100 times as many iterations
 PTX_ROWS = 8  # documents in an optimiser step
+WARMUP_STEPS = 3  # iterations in which the rate rises, for Adam's first steps are its widest
 
 
 @dataclass
@@ -70,7 +71,7 @@ class PPOConfig:
     """Settings of `train_ppo`."""
 
     num_steps: int = 30  # iterations
-    learning_rate: float = 2e-4  # of AdamW, constant; about 1e-6 for a billion parameters
+    learning_rate: float = 2e-4  # of AdamW; about 1e-6 for models of a billion parameters
     num_epochs: int = 2  # passes over an iteration's completions
     minibatch_size: int = 32  # completions per optimiser step
     beta: float = 0.05  # units of score per nat of KL(policy ‖ reference)
@@ -278,9 +279,9 @@ def update_policy(
             metrics = _backward(policy, value, rollout, chosen, config)
             if config.ptx_coef:
                 batch = to_device(collate(list(islice(documents, PTX_ROWS)), 0), policy)
-                ptx_loss, _ = sft_step(policy, batch)
+                ptx_loss, more = sft_step(policy, batch)
                 (config.ptx_coef * ptx_loss).backward()
-                metrics["ptx_loss"] = float(ptx_loss)
+                metrics["ptx_loss"] = float(more["loss"])
             # 2. Stop before a bad step is taken.
             norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
             metrics["grad_norm"], num_steps = float(norm), num_steps + 1
@@ -344,8 +345,8 @@ def train_ppo(
         score: any function of N prompts and completions (ids), such as a reward model.
         documents: rows for the pretraining term, as from `render_text`.
 
-    A row has step, beta, and what `rollout_metrics` and `update_policy` return. Its rollout was written
-    *before* its update: row 1 shows the policy as it came.
+    A row has step, beta, and what `rollout_metrics` and `update_policy` return. Its rollout was
+    written *before* its update: row 1 shows the policy as it came.
 
     Raises:
         CourseError: a score, loss or gradient is not finite, or KL is beyond `max_kl`; the weights
@@ -375,6 +376,7 @@ def train_ppo(
             _check(step, metrics, beta, config)
             good = snapshot(weights)
             # 3. Update.
+            optimizer.param_groups[0]["lr"] = config.learning_rate * min(1, step / WARMUP_STEPS)
             metrics |= update_policy(policy, value, optimizer, rollout, config, rng, next_documents)
         except CourseError:
             restore(weights, good)
