@@ -377,7 +377,7 @@ def test_bandit_reaches_the_optimum_in_closed_form(beta, length, monkeypatch):
         settings,
         config(
             num_steps=100,
-            learning_rate=0.03,
+            learning_rate=0.04,
             num_epochs=2,
             minibatch_size=128,
             beta=beta,
