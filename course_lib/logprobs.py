@@ -61,9 +61,27 @@ def token_logprobs(
             result and cost no logits: the head is the larger half of a small model's work.
         temperature: the logits are divided by it, as the sampler does.
     """
-    hidden = hidden_states(model, input_ids, attention_mask)[:, :-1]
+    states = next_token_states(model, input_ids, attention_mask)
+    return state_logprobs(model, states, input_ids, mask, temperature)
+
+
+def next_token_states(
+    model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The state (B, T - 1, H) that each token is predicted from; `model` may have no head."""
+    return hidden_states(model, input_ids, attention_mask)[:, :-1]
+
+
+def state_logprobs(
+    model: torch.nn.Module,
+    states: torch.Tensor,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """`token_logprobs` from the `next_token_states`, where these are needed for more than that."""
     wanted = shift_mask(torch.ones_like(input_ids) if mask is None else mask)  # (B, T - 1)
-    logprobs = _head_logprobs(model, hidden[wanted], input_ids[:, 1:][wanted], temperature)
+    logprobs = _head_logprobs(model, states[wanted], input_ids[:, 1:][wanted], temperature)
     return logprobs.new_zeros(wanted.shape).masked_scatter(wanted, logprobs)
 
 
