@@ -199,8 +199,9 @@ def record_size(course: Course, model, *place: Any) -> None:
     course.results.add(*place, "MB of gradients and AdamW", 12 * trainable / 1e6)
 
 
-def record_again(course: Course, old: tuple, new: tuple) -> None:
-    """Record at the place `new` what is recorded at `old`: one training serves two comparisons."""
+def use_again(course: Course, runs: dict[tuple, Measured], old: tuple, new: tuple) -> None:
+    """Give the place `new` what was measured at `old`: one training serves two comparisons."""
+    runs[new] = runs[old]
     claim, condition, x, seed = old
     rows = course.results.frame(claim, condition=condition)
     for row in rows[(rows["x"] == x) & (rows["seed"] == seed)].itertuples():

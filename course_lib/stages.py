@@ -249,6 +249,18 @@ def by_question(items: list[dict], correct: np.ndarray) -> np.ndarray:
     return pd.Series(correct * 1.0).groupby(asked, sort=False).mean().to_numpy()
 
 
+def exam_gain(items: list[dict], before: list[Any], after: list[Any]) -> tuple[Any, Any]:
+    """(gain, weaker): accuracy after less before, and the lower of the two, with intervals.
+
+    `before` and `after` are the `MCResult` of each seed; the items' questions are the units.
+    """
+    from course_lib.stats import bootstrap, over_seeds
+
+    old, new = ([by_question(items, run.correct) for run in runs] for runs in (before, after))
+    gain = over_seeds([b - a for a, b in zip(old, new, strict=True)])
+    return gain, min(bootstrap(np.mean(runs, axis=0)) for runs in (old, new))
+
+
 def loss_by_tenth(folder: str) -> list[float]:
     """Mean training loss in each tenth of the steps; empty where nothing was trained here."""
     losses = [row["loss"] for row in training_history(folder)]

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from course_lib import ROOT, tables
 from course_lib.cache import build_dir, write_text
-from course_lib.claims import Claim, refuted, verdict_table
+from course_lib.claims import Claim, load_claims, refuted, verdict_table
 from course_lib.machine import describe
 from course_lib.results import committed
 from course_lib.run import Outcome, Plan
@@ -34,7 +34,7 @@ def refuted_claims(plan: Plan, outcomes: list[Outcome]) -> list[Claim]:
     path = ROOT / "data" / "results" / name
     if not (plan.is_default and path.exists()):
         return []  # other models or parameters may well give another answer
-    return [after for _, after in refuted(path, run_claims(outcomes))]
+    return [after for _, after in refuted(load_claims(path), run_claims(outcomes))]
 
 
 def outside_band(plan: Plan, outcomes: list[Outcome]) -> list[str]:
