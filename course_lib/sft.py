@@ -26,7 +26,15 @@ from course_lib import CourseError
 from course_lib.chat import Row, batches, collate, render_text
 from course_lib.history import History
 from course_lib.logprobs import shift_mask, token_logprobs
-from course_lib.loop import Update, autocast, endless, forward_tokens, to_device, training
+from course_lib.loop import (
+    Update,
+    autocast,
+    endless,
+    evaluating,
+    forward_tokens,
+    to_device,
+    training,
+)
 from course_lib.losses import Metrics, sft_loss
 
 
@@ -92,18 +100,15 @@ def loss_on_documents(
     return float(losses.sum() / counts.sum())
 
 
-@torch.no_grad()
 def _row_losses(model, rows: list[Row]) -> tuple[np.ndarray, np.ndarray]:
     """Each row's summed loss and its number of learned tokens, both (n,)."""
     losses, counts = np.zeros(len(rows)), np.zeros(len(rows), dtype=int)
-    was_training = model.training
-    model.eval()
-    for group in batches(rows, tokens_per_batch=forward_tokens(model)):
-        batch = to_device(collate([rows[i] for i in group], 0), model)
-        logprobs = token_logprobs(model, batch["input_ids"], mask=batch["completion_mask"])
-        losses[group] = -logprobs.sum(-1).double().cpu().numpy()
-        counts[group] = shift_mask(batch["completion_mask"]).sum(-1).cpu().numpy()
-    model.train(was_training)
+    with evaluating(model):
+        for group in batches(rows, tokens_per_batch=forward_tokens(model)):
+            batch = to_device(collate([rows[i] for i in group], 0), model)
+            logprobs = token_logprobs(model, batch["input_ids"], mask=batch["completion_mask"])
+            losses[group] = -logprobs.sum(-1).double().cpu().numpy()
+            counts[group] = shift_mask(batch["completion_mask"]).sum(-1).cpu().numpy()
     return losses, counts
 
 

@@ -7,15 +7,12 @@ of the reward model reads the same answers as rankings of K = 4: six comparisons
     python tests/benchmarks/bench_reward_dpo.py [--threads 2] [--rounds 3] [--steps 4]
 """
 
-import argparse
 import random
 import tempfile
-import time
 
-import torch
 import transformers
-from bench_sft import compare, make_model, make_rows
-from datasets import Dataset, disable_progress_bars
+from bench_sft import compare, make_model, make_rows, read_options
+from datasets import Dataset
 from trl import DPOConfig as TRLDPOConfig
 from trl import DPOTrainer, RewardTrainer
 from trl import RewardConfig as TRLRewardConfig
@@ -115,15 +112,7 @@ def trl(pairs: list[dict], steps: int, clock, kind: str) -> tuple[float, list[fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=4)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    transformers.logging.set_verbosity_error()
-    disable_progress_bars()
-    clock = time.process_time if options.threads == 1 else time.perf_counter
+    options, clock = read_options()
     steps = options.steps
     print(f"{options.threads} threads, {options.rounds} rounds of {steps} steps of {BATCH} pairs")
     for title, mixed in (("one length", False), ("mixed lengths", True)):

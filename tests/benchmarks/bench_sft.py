@@ -123,7 +123,8 @@ def compare(title: str, rows: list[dict], runs: dict, rounds: int, clock) -> Non
         print(f"  {name:14}loss", " ".join(f"{loss:.4f}" for loss in curve))
 
 
-def main() -> None:
+def read_options():
+    """Options of the command line, and the clock that goes with the number of threads."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
@@ -133,6 +134,11 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     disable_progress_bars()
     clock = time.process_time if options.threads == 1 else time.perf_counter
+    return options, clock
+
+
+def main() -> None:
+    options, clock = read_options()
     steps = options.steps
     print(f"{options.threads} threads, {options.rounds} rounds of {steps} steps of {BATCH} rows")
     same = {"bf16": False, "gradient_checkpointing": False}
