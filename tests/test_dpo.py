@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from tiny import tiny, tiny_folder
+from tiny import assert_batches_and_seeds_agree, tiny, tiny_folder, weights
 
 from course_lib import CourseError
 from course_lib.dpo import (
@@ -48,10 +48,6 @@ def other_reference(model, seed=0):
     for weight in reference.parameters():
         weight.data += 0.02 * torch.randn_like(weight)
     return frozen_copy(reference)
-
-
-def weights(model):
-    return {n: p.detach().clone() for n, p in model.named_parameters()}
 
 
 def test_loss_and_gradients_are_those_of_trl(tmp_path):
@@ -137,16 +133,12 @@ def test_it_starts_at_log_2_learns_and_leaves_the_reference():
 
 def test_batch_4_is_one_pair_with_accumulation_4_and_same_seed_same_bits():
     tokenizer = tiny()[1]
-    results = []
-    for more in ({}, {"batch_size": 1, "gradient_accumulation_steps": 4}, {}):
+
+    def train(**changes):
         model = tiny()[0]
-        history = train_dpo(model, pairs(tokenizer), config(**more))
-        results.append((history.column("loss"), weights(model)))
-    (losses, whole), (losses_1, parts), (again, same) = results
-    assert losses == pytest.approx(losses_1, abs=1e-5) and losses == again
-    for name in whole:
-        assert torch.equal(whole[name], same[name])
-        torch.testing.assert_close(whole[name], parts[name], atol=1e-3, rtol=1e-3)
+        return train_dpo(model, pairs(tokenizer), config(**changes)), model
+
+    assert_batches_and_seeds_agree(train)
 
 
 def test_bf16_starts_at_its_own_reference_and_lora_moves_only_its_weights():

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from tiny import tiny
+from tiny import assert_batches_and_seeds_agree, tiny
 
 from course_lib import CourseError
 from course_lib.losses import rank_pairs, reward_loss
@@ -57,10 +57,6 @@ def config(**more):
     return RewardConfig(
         **{"learning_rate": 3e-3, "batch_size": 4, "num_steps": 4, "warmup": 0} | more
     )
-
-
-def weights(model):
-    return {n: p.detach().clone() for n, p in model.named_parameters()}
 
 
 def test_loss_and_gradients_are_those_of_trl_which_reads_our_folder(tmp_path):
@@ -170,16 +166,12 @@ def test_it_starts_at_log_2_and_learns_and_reports():
 
 def test_batch_4_is_one_prompt_with_accumulation_4_and_same_seed_same_bits():
     tokenizer = tiny()[1]
-    results = []
-    for more in ({}, {"batch_size": 1, "gradient_accumulation_steps": 4}, {}):
+
+    def train(**changes):
         model = reward_model()
-        history = train_reward(model, comparisons(tokenizer), config(**more))
-        results.append((history.column("loss"), weights(model)))
-    (losses, whole), (losses_1, parts), (again, same) = results
-    assert losses == pytest.approx(losses_1, abs=1e-5) and losses == again
-    for name in whole:
-        assert torch.equal(whole[name], same[name])
-        torch.testing.assert_close(whole[name], parts[name], atol=1e-3, rtol=1e-3)
+        return train_reward(model, comparisons(tokenizer), config(**changes)), model
+
+    assert_batches_and_seeds_agree(train)
 
 
 def test_saved_with_its_normalisation(tmp_path):

@@ -4,6 +4,7 @@ import functools
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 
 from course_lib.models import load_model, load_tokenizer, pocket_config, train_tokenizer
@@ -87,3 +88,24 @@ def tiny(kind: str = "llama"):
     """A fresh (model, tokenizer)."""
     folder = str(tiny_folder(kind))
     return load_model(folder), load_tokenizer(folder)
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of all weights by name."""
+    return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+def assert_batches_and_seeds_agree(train) -> None:
+    """Batch 4 is 1 x accumulation 4, and one seed gives one result to the bit.
+
+    `train(**changes)` trains a fresh model with batches of 4 and returns (history, model).
+    """
+    results = []
+    for more in ({}, {"batch_size": 1, "gradient_accumulation_steps": 4}, {}):
+        history, model = train(**more)
+        results.append((history.column("loss"), weights(model)))
+    (losses, whole), (losses_1, parts), (again, same) = results
+    assert losses == pytest.approx(losses_1, abs=1e-5) and losses == again
+    for name in whole:
+        assert torch.equal(whole[name], same[name])
+        torch.testing.assert_close(whole[name], parts[name], atol=1e-3, rtol=1e-3)
