@@ -144,9 +144,7 @@ def doctor(
 @app.command()
 def pretrain(
     size: Annotated[str, typer.Argument(help="s, m or l.")],
-    tokens: Annotated[
-        int | None, typer.Option(help="Tokens to train on; as shipped if not given.")
-    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to train on.")] = 22_000_000,
     seed: Annotated[int, typer.Option(help="Seed of weights and documents.")] = 0,
     ship: Annotated[
         bool, typer.Option("--ship", help="Then measure it and put it into data/models.")
@@ -154,12 +152,11 @@ def pretrain(
 ) -> None:
     """Pretrain a pocket model on the world's documents; resumable."""
     from course_lib.checks import check_choice
-    from course_lib.pretrain import SHIPPED, PretrainConfig
+    from course_lib.pretrain import PretrainConfig
     from course_lib.pretrain import pretrain as train
 
     check_choice("SIZE", size, ("s", "m", "l"))
-    settings = SHIPPED[size] | ({"tokens": tokens} if tokens else {})
-    config = PretrainConfig(size=size, seed=seed, **settings)
+    config = PretrainConfig(size=size, seed=seed, tokens=tokens)
     typer.echo(f"model in {train(config, progress=print)}")
     if ship:
         from course_lib import abilities

@@ -159,10 +159,18 @@ def count_code_cells(notebook: bytes) -> int:
 
 
 def clear_outputs(page) -> None:
-    """Empty the committed outputs, so that what is found afterwards was made by this run."""
-    page.get_by_role("menuitem", name="Edit", exact=True).click()
-    page.click('li[data-command="editmenu:clear-all"]')
-    page.wait_for_function("document.querySelectorAll('.jp-OutputArea-output').length === 0")
+    """Empty the committed outputs, so that what is found afterwards was made by this run.
+
+    Asked again until they are gone: a command that comes before the notebook has the focus is lost.
+    """
+    for _ in range(10):
+        page.locator(".jp-Notebook .jp-MarkdownCell").first.click()
+        page.get_by_role("menuitem", name="Edit", exact=True).click()
+        page.click('li[data-command="editmenu:clear-all"]')
+        page.wait_for_timeout(3000)
+        if page.locator(".jp-OutputArea-output").count() == 0:
+            return
+    pytest.fail("the outputs were not cleared in 30 s")
 
 
 def wait_until_all_ran(page, cells: int, seconds: float) -> None:
