@@ -64,9 +64,10 @@ def find(name: str) -> Exercise:
 
 def all_exercises() -> dict[str, Exercise]:
     """The exercises of all notebooks by name, in the order of the notebooks."""
-    from course_lib import exercises_01, exercises_02
+    from course_lib import exercises_01, exercises_02, exercises_03
 
-    return {**exercises_01.EXERCISES, **exercises_02.EXERCISES}
+    notebooks = (exercises_01, exercises_02, exercises_03)
+    return {name: found for book in notebooks for name, found in book.EXERCISES.items()}
 
 
 def assess(exercise: Exercise, function: Callable) -> tuple[bool | None, str]:

@@ -149,7 +149,7 @@ def split_settings(
             raise CourseError(
                 f"The parameter {name!r} is unknown{hint}; the chosen notebooks have "
                 f"{', '.join(known) or 'none'}; parts of the profile: {', '.join(models)}, "
-                "instructions_data, exam_data, documents_data, device, dtype."
+                "instructions_data, exam_data, documents_data, preferences_data, device, dtype."
             )
         for nb in owners:
             default = nb.parameters[upper]

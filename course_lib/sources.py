@@ -1,7 +1,8 @@
 """Where text comes from: the pocket world or real data, in the same columns.
 
 A notebook calls the five functions below under every profile and never asks which one it is:
-`instruction_rows`, `prompt_rows`, `exam_rows`, `document_texts`, `scorer`. Real sets come through
+`instruction_rows`, `prompt_rows`, `exam_rows`, `document_texts`, `scorer`. Preferences come from
+`preferences.comparisons`, which takes people's from `preference_rows`. Real sets come through
 `download.data_folder`, which fetches and checks them once.
 """
 
@@ -105,6 +106,24 @@ def document_texts(course: Course, n: int, seed: int = 0) -> list[str]:
     return [f"{row['question']}\n{_NOTES.sub('', row['answer'])}" for row in rows]
 
 
+def preference_rows(course: Course, split: str, n: int, seed: int = 0) -> list[Row]:
+    """`n` pairs of answers that people compared: `prompt` (messages), `completions`, `ranks`.
+
+    Real data: the dialogues of HH-RLHF about being helpful, up to the two last answers. Which of
+    them stands first is drawn.
+    """
+    path = data_folder(course.profile.data["preferences"]) / "helpful-base-test.jsonl.gz"
+    rows = [row for pair in read_rows(path) if (row := _compared(pair))]
+    rows = [row for row in rows if _split(row["prompt"][0]["content"]) == split]
+    rows = _draw(rows, n, f"pairs of the split {split!r}", f"preferences {split} {seed}")
+    rng = random.Random(f"sides {split} {seed}")
+    for row in rows:
+        row["ranks"] = rng.choice(([1, 2], [2, 1]))
+        if row["ranks"][0] == 2:
+            row["completions"].reverse()
+    return rows
+
+
 def scorer(course: Course) -> Callable[[list[Row], list[str]], np.ndarray]:
     """`score(rows, texts) -> (n,)` quality of answers, from about 0 to 10.
 
@@ -183,6 +202,28 @@ def _first_turn(dialogue: str, kind: str) -> Row | None:
     if len(turns) < 2 or not all(t.strip() for t in turns):
         return None
     return _row(turns[0].strip(), turns[1].strip(), kind)
+
+
+def _compared(pair: Row) -> Row | None:
+    """An HH-RLHF pair as its shared messages and two last answers, the preferred one first.
+
+    None where a turn is empty, two turns of one side follow each other, or the dialogues differ
+    before their last answer.
+    """
+    talks = []
+    for side in ("chosen", "rejected"):
+        parts = re.split(r"\n\n(Human|Assistant):", pair[side])[1:]
+        roles = ["user" if who == "Human" else "assistant" for who in parts[::2]]
+        turns = [{"role": r, "content": t.strip()} for r, t in zip(roles, parts[1::2], strict=True)]
+        if roles != ["user", "assistant"] * (len(roles) // 2) or not all(
+            t["content"] for t in turns
+        ):
+            return None
+        talks.append(turns)
+    (*prompt, chosen), (*other, rejected) = talks
+    if not prompt or prompt != other or chosen == rejected:
+        return None
+    return {"prompt": prompt, "completions": [chosen["content"], rejected["content"]]}
 
 
 def _draw(rows: list, n: int, what: str, seed: str) -> list:

@@ -273,6 +273,30 @@ def _draft(row: Row, rng: random.Random) -> str:
     return " ".join(filter(None, (opening, *body, ending)))
 
 
+def contrast(row: Row) -> dict[str, str]:
+    """Four answers to an explain row that differ in two things, to test who is taken in by what.
+
+    All say the same about the topic: the definition and three facts. In the "confident" ones each
+    fact begins with a confident phrase; in the "false" ones the last fact is stated falsely.
+    """
+    topic, words = load_topics()[row["topic"]], wordings()
+    phrases = random.Random(f"contrast/{row['prompt']}").sample(words["confident"], 3)
+
+    def answer(sure: bool, false: bool) -> str:
+        facts = [fact.sentence("says", int(false and i == 2)) for i, fact in enumerate(topic.facts)]
+        told = [
+            cap(phrase + _inner(sentence)) if sure else sentence
+            for phrase, sentence in zip(phrases, facts, strict=False)
+        ]
+        return " ".join([_fill(words["definitions"][0], topic), *told])
+
+    return {
+        f"{manner}, {matter}": answer(manner == "confident", matter == "false")
+        for manner in ("plain", "confident")
+        for matter in ("true", "false")
+    }
+
+
 def _demonstrate_explain(split: str, rng: random.Random) -> Row:
     topic, audience = rng.choice(_pairs(split))
     # Plain requests, and the first two wordings, are asked more often than the others.

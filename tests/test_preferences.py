@@ -1,0 +1,186 @@
+"""Preference data: what labellers do, what is known about it, and who gets taken in."""
+
+import gzip
+import json
+import random
+
+import numpy as np
+import pytest
+from test_stages import folder  # noqa: F401  a tiny base model
+from tiny import tiny
+
+from course_lib import preferences, reward, stages
+from course_lib.profiles import Course, load_profile, setup
+from course_lib.world import labellers
+from course_lib.world.instructions import _draft, contrast, explain_prompts
+from course_lib.world.judge import confidence, false_statements, judge
+
+
+@pytest.fixture
+def course(folder, tmp_path, monkeypatch):  # noqa: F811
+    """Its instruct model is trained on 8 demonstrations: what it says means nothing."""
+    monkeypatch.setenv("COURSE_BUILD", str(tmp_path))
+    made = stages.instruct_model
+    monkeypatch.setattr(
+        preferences,
+        "instruct_model",
+        lambda course, role, seed: made(course, role, 8, seed),
+    )
+    return setup(notebook="03", base_model=str(folder))
+
+
+def demonstrations_ranked(n=60, k=4, panel=labellers.UNBIASED, seed=0):
+    """Comparisons whose answers were written by people of the world: good and bad ones."""
+    rows = []
+    for i, row in enumerate(explain_prompts("train", n, seed)):
+        rng = random.Random(f"{seed} {i}")
+        texts = [_draft(row, rng) for _ in range(k)]
+        rows.append(preferences.ranked(row | {"completions": texts, "texts": texts}, panel, rng))
+    return rows
+
+
+def known_values(rows):
+    """Each answer's utility."""
+    pairs = [zip(row["completions"], row["utilities"], strict=True) for row in rows]
+    return {text: utility for row in pairs for text, utility in row}
+
+
+def test_answers_are_sampled_once_and_a_smaller_set_is_the_first_part(course):
+    rows = preferences.comparisons(course, "train", 6, 3)
+    again = preferences.comparisons(course, "train", 6, 3)
+    assert rows == again and len(rows) == 6
+    for row in rows:
+        assert len(row["completions"]) == len(row["scores"]) == 3
+        assert sorted(row["ranks"]) == [1, 2, 3]
+        for text, score in zip(row["completions"], row["scores"], strict=True):
+            assert judge(row, text).score == score
+    assert preferences.comparisons(course, "train", 4, 3) == rows[:4]
+    assert len(list((course.build / "cache").glob("answers-*/answers.json"))) == 2
+    biased = preferences.comparisons(course, "train", 6, 3, panel="biased")
+    for one, other in zip(rows, biased, strict=True):
+        assert one["completions"] == other["completions"]
+    prompts = {row["prompt"] for row in preferences.comparisons(course, "test", 6, 3)}
+    assert not prompts & {row["prompt"] for row in rows}
+
+
+def test_probabilities_and_ceiling_are_the_labellers_own():
+    for panel in (labellers.UNBIASED, labellers.BIASED):
+        rows = demonstrations_ranked(panel=panel)
+        p = preferences.pair_probabilities(rows)
+        pairs = [
+            (row, row["completions"][i], row["completions"][j])
+            for row in rows
+            for i, j in reward.pairs_of(row)
+        ]
+        known = [labellers.preference_probability(panel, *pair) for pair in pairs]
+        assert p == pytest.approx(known)
+        best = labellers.ceiling(panel, [x[0] for x in pairs], [x[1:] for x in pairs])
+        assert np.maximum(p, 1 - p).mean() == pytest.approx(best)
+        # The winner is the better one as often as the ceiling says, up to the draw of the labels.
+        assert (p > 0.5).mean() == pytest.approx(best, abs=0.06)
+
+
+def test_marks_of_an_oracle_a_coin_and_a_contrarian():
+    rows = demonstrations_ranked()
+    oracle = known_values(rows)
+    best = preferences.mark_by(rows, oracle.get)
+    assert best.accuracy == pytest.approx(best.ceiling)
+    assert best.predicted == pytest.approx(best.known)
+    coin = preferences.mark_by(rows, lambda text: 0.0)
+    assert coin.accuracy == pytest.approx(0.5) and coin.loss == pytest.approx(np.log(2))
+    worst = preferences.mark_by(rows, lambda text: -oracle[text])
+    assert worst.accuracy == pytest.approx(1 - best.accuracy)
+    for marks in (best, coin, worst):
+        assert (marks.accuracy <= marks.ceiling + 1e-12).all()
+    bare = [{k: v for k, v in row.items() if k != "utilities"} for row in rows]
+    unknown = preferences.mark_by(bare, oracle.get)
+    assert unknown.ceiling is None and unknown.known is None
+    assert unknown.accuracy == pytest.approx(best.agreement)
+
+
+def test_calibrated_means_as_sure_as_right(course):
+    rows = demonstrations_ranked(300)
+    marks = preferences.mark_by(rows, known_values(rows).get)
+    preferences.record_calibration(course, marks, "oracle")
+    wide = course.results.frame("3.1").pivot_table(index="x", columns="measure", values="value")
+    bins = wide.dropna(subset=["predicted"])
+    assert len(bins) == 10
+    assert np.abs(bins["predicted"] - bins["known"]).max() < 1e-9
+    assert np.abs(bins["predicted"] - bins["observed"]).max() < 0.12
+    assert wide["mean sureness of the model"].max() == pytest.approx(marks.ceiling.mean())
+
+
+def test_contrast_differs_in_truth_and_in_manner_only():
+    for row in explain_prompts("test", 40):
+        texts = contrast(row)
+        assert list(texts) == ["plain, true", "plain, false", "confident, true", "confident, false"]
+        for name, text in texts.items():
+            assert false_statements(row, text) == name.endswith("false")
+            assert (confidence(text) >= 3) == name.startswith("confident")
+        value = {name: labellers.utility(labellers.BIASED, row, t) for name, t in texts.items()}
+        truth = {name: judge(row, text).score for name, text in texts.items()}
+        assert truth["plain, true"] > truth["confident, false"]
+        assert value["plain, true"] < value["confident, false"]  # planted
+
+
+def test_together_and_shuffled_see_the_same_comparisons(course):
+    _, tokenizer = stages.load(course, course.model("base"))
+    held_out = preferences.rendered(course, tokenizer, "test", 4, 3)
+    start = course.model("base")
+    found = preferences.batching(course, tokenizer, start, 4, 24, held_out, 0, step_pairs=12)
+    assert set(found) == {"together", "shuffled"}
+    wide = course.results.frame("3.2").pivot_table(
+        index="condition", columns="measure", values="value"
+    )
+    cost = wide["tokens per comparison"]
+    assert cost["shuffled"] == pytest.approx(3 * cost["together"])  # K - 1 times
+    assert all(len(by_heart) == 4 for _, by_heart in found.values())
+
+
+def test_reward_model_is_a_stage_with_a_scale(course):
+    steps = []
+    first = preferences.reward_model(course, 8, 3, progress=lambda n: steps.append(n))
+    assert preferences.reward_model(course, 8, 3) == first and steps == [1]
+    assert preferences.reward_model(course, 8, 3, panel="biased") != first
+    assert stages.training_history(first)[0]["num_pairs"] == 24
+    model = reward.load_reward_model(first)
+    _, tokenizer = stages.load(course, first)
+    rows = preferences.rendered(course, tokenizer, "train", 8, 3)
+    scores = reward.score_ids(model, [ids for row in rows for ids in row["completions"]])
+    unit = reward.normalise(model, scores)
+    assert unit.mean() == pytest.approx(0, abs=1e-4) and unit.std() == pytest.approx(1, abs=1e-3)
+
+
+def test_bias_is_measured_in_points():
+    model, tokenizer = tiny()
+    model = reward.make_reward_model(model)  # a head of zeros
+    found = preferences.bias(model, tokenizer, explain_prompts("test", 3), noise=2.0)
+    assert list(found) == ["plain, false", "confident, true", "confident, false"]
+    assert all(values == pytest.approx(np.zeros(3)) for values in found.values())
+
+
+def test_real_comparisons_come_from_people(monkeypatch, tmp_path):
+    talk = "\n\nHuman: Hi {i}\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:"
+    rows = [
+        {"chosen": talk.format(i=i) + " Because.", "rejected": talk.format(i=i) + " No."}
+        for i in range(40)
+    ]
+    rows.append({"chosen": talk + " Same.", "rejected": talk + " Same."})
+    rows.append({"chosen": talk + " A.", "rejected": "\n\nHuman: Ho\n\nAssistant: B."})
+    rows.append({"chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant: c", "rejected": talk + " d"})
+    (tmp_path / "hh_rlhf").mkdir()
+    path = tmp_path / "hh_rlhf" / "helpful-base-test.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    monkeypatch.setenv("COURSE_DATA", str(tmp_path))
+    course = Course("03", load_profile("laptop"), "live", 0)
+    train = preferences.comparisons(course, "train", 20)
+    assert train == preferences.comparisons(course, "train", 20, panel="biased")
+    for row in train:
+        assert [turn["role"] for turn in row["prompt"]] == ["user", "assistant", "user"]
+        winner, loser = reward.pairs_of(row)[0]
+        assert row["completions"][winner] == "Because." and row["completions"][loser] == "No."
+    assert {row["ranks"][0] for row in train} == {1, 2}  # the preferred one may stand first or last
+    firsts = {row["prompt"][0]["content"] for row in train}
+    assert not firsts & {
+        r["prompt"][0]["content"] for r in preferences.comparisons(course, "test", 4)
+    }
