@@ -228,7 +228,6 @@ def trl_settings(course: Course) -> dict[str, Any]:
         "use_cpu": course.device == "cpu",
         "bf16": False,
         "activation_checkpointing": False,
-        "completion_only_loss": True,
         "num_train_epochs": 1,
         "train_sampling_strategy": "sequential",
         "logging_steps": 1,

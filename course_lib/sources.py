@@ -107,7 +107,7 @@ def document_texts(course: Course, n: int, seed: int = 0) -> list[str]:
 
 
 def preference_rows(course: Course, split: str, n: int, seed: int = 0) -> list[Row]:
-    """`n` pairs of answers that people compared: `prompt` (messages), `completions`, `ranks`.
+    """At most `n` pairs that people compared: `prompt` (messages), `completions` and `ranks`.
 
     Real data: the dialogues of HH-RLHF about being helpful, up to the two last answers. Which of
     them stands first is drawn.
@@ -115,7 +115,7 @@ def preference_rows(course: Course, split: str, n: int, seed: int = 0) -> list[R
     path = data_folder(course.profile.data["preferences"]) / "helpful-base-test.jsonl.gz"
     rows = [row for pair in read_rows(path) if (row := _compared(pair))]
     rows = [row for row in rows if _split(row["prompt"][0]["content"]) == split]
-    rows = _draw(rows, n, f"pairs of the split {split!r}", f"preferences {split} {seed}")
+    rows = _draw(rows, min(n, len(rows)), "pairs", f"preferences {split} {seed}")
     rng = random.Random(f"sides {split} {seed}")
     for row in rows:
         row["ranks"] = rng.choice(([1, 2], [2, 1]))
