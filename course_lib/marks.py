@@ -220,7 +220,7 @@ def batching(
     num_pairs: int,
     held_out: Sequence[Comparison],
     seed: int,
-    step_pairs: int = 72,
+    step_pairs: int = 36,
 ) -> dict[str, np.ndarray]:
     """The same comparisons "together" (all of a prompt in one step) and "shuffled" (pair by pair).
 
