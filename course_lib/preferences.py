@@ -62,7 +62,7 @@ def comparisons(
 def rendered(
     course: Course, tokenizer: Any, split: str, n: int, k: int = 4, **options: Any
 ) -> list[Comparison]:
-    """`comparisons` as ids, "completions" still readable as "texts"."""
+    """`comparisons` with "completions" as ids, their words kept as "texts"."""
     rows = comparisons(course, split, n, k, **options)
     rows = [row | {"texts": row["completions"]} for row in rows]
     return render_comparisons(tokenizer, rows, course.context)
@@ -136,12 +136,15 @@ def pair_probabilities(rows: Iterable[Comparison]) -> np.ndarray:
 
 
 def reward_config(course: Course, base: str, **changes: Any) -> RewardConfig:
-    """The course's settings of reward modeling for a model of that size: those of SFT."""
+    """The course's settings of reward modeling for a model of that size: those of SFT.
+
+    Few prompts a step: the head starts at zero, so the first steps teach the rest of it nothing.
+    """
     like = sft_config(course, base, lora=False)
     settings = {
         name: getattr(like, name) for name in ("learning_rate", "dtype", "gradient_checkpointing")
     }
-    return RewardConfig(**{**settings, "batch_size": 8, **changes})
+    return RewardConfig(**{**settings, "batch_size": 4, **changes})
 
 
 def reward_model(
