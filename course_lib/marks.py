@@ -81,13 +81,8 @@ def marks_of(rows: Sequence[Comparison], margins: np.ndarray, prompts: np.ndarra
 
 def mark_by(rows: Sequence[Comparison], score: Callable[[str], float]) -> Marks:
     """The marks of a rule that scores an answer's text, such as its length."""
-    margins, prompts = [], []
-    for index, row in enumerate(rows):
-        scores = [score(text) for text in row["texts"]]
-        found = [scores[winner] - scores[loser] for winner, loser in pairs_of(row)]
-        margins += found
-        prompts += [index] * len(found)
-    return marks_of(rows, np.array(margins, dtype=float), np.array(prompts))
+    scores = [score(text) for row in rows for text in row["texts"]]
+    return marks_of(rows, *reward.pair_margins(rows, scores))
 
 
 def record(course: Course, marks: Marks, place: Place) -> Marks:

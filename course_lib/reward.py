@@ -232,15 +232,9 @@ def evaluate_reward(model: torch.nn.Module, rows: Sequence[Comparison]) -> dict[
         pair's row: the pairs of a prompt share answers, so an interval resamples prompts.
     """
     scores = score_ids(model, [ids for row in rows for ids in row["completions"]])
-    margins, prompts, first = [], [], 0
-    for index, row in enumerate(rows):
-        found = [scores[first + winner] - scores[first + loser] for winner, loser in pairs_of(row)]
-        margins += found
-        prompts += [index] * len(found)
-        first += len(row["completions"])
-    if not margins:
+    margins, prompts = pair_margins(rows, scores)
+    if not len(margins):
         raise _no_pairs(rows)
-    margins = np.array(margins)
     correct = (np.sign(margins) + 1) / 2
     return {
         "loss": float(np.logaddexp(0, -margins).mean()),
@@ -248,8 +242,24 @@ def evaluate_reward(model: torch.nn.Module, rows: Sequence[Comparison]) -> dict[
         "num_pairs": len(margins),
         "correct": correct,
         "margins": margins,
-        "prompts": np.array(prompts),
+        "prompts": prompts,
     }
+
+
+def pair_margins(
+    rows: Sequence[Comparison], scores: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Winner's score minus loser's of each known pair (n,), and the index of its row (n,).
+
+    `scores` has one number per completion, row after row.
+    """
+    margins, prompts, first = [], [], 0
+    for index, row in enumerate(rows):
+        found = [scores[first + winner] - scores[first + loser] for winner, loser in pairs_of(row)]
+        margins += found
+        prompts += [index] * len(found)
+        first += len(row["completions"])
+    return np.array(margins, dtype=float), np.array(prompts, dtype=int)
 
 
 def calibration(
