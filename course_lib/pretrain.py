@@ -62,7 +62,7 @@ class PretrainConfig:
 
 
 def pocket_tokenizer():
-    """The family's tokenizer: the shipped models', or else trained once on texts of its own seed."""
+    """The family's tokenizer: that of the shipped models, or one trained for them."""
     from transformers import AutoTokenizer
 
     shipped, folder = ROOT / "data" / "models" / "m", FOLDER / "tokenizer"
