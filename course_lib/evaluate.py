@@ -138,7 +138,8 @@ def multiple_choice_by_text(model: torch.nn.Module, tokenizer, items: Sequence[d
     """Score `items` by what the options say: the likeliest text in place of a letter, 0-shot.
 
     The prompt is that of `multiple_choice`, options included; an option's score is the sum of its
-    tokens' log-probabilities. A small model often knows an answer and cannot name its letter.
+    tokens' log-probabilities. A small model often knows an answer and cannot name its letter. (The
+    usual cloze form leaves the options out of the prompt and often divides by their lengths.)
 
     Source: Gu et al. 2024 (OLMES), arXiv:2406.08446, on why small models are scored like this.
     """

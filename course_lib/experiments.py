@@ -260,9 +260,9 @@ def train_manners(
 ) -> tuple[dict[str, np.ndarray], dict[str, list]]:
     """Two models of manners, sums by calculator ("tool") and from the head ("head").
 
-    Returns arrays of zeros and ones: sums that each does right and their difference ("gain by the
-    tool"); "refusal" and "safe" requests that the first declines, on new themes and, as "refusal,
-    known", on those it was trained on; and the talks about the sums.
+    Returns arrays: 1 for each sum that a model does right, and the difference ("gain by the tool");
+    by theme, the share of "refusal" and "safe" requests that the first declines, on new themes
+    and, as "refusal, known", on those it was trained on; and the talks about the sums.
     """
     found, talks = {}, {}
     for name in ("head", "tool"):
@@ -285,12 +285,19 @@ def record_shares(course: Course, claim: str, condition: str, scores: np.ndarray
 
 
 def refusals(course: Course, model, tokenizer, kind: str, split: str, seed: int) -> np.ndarray:
-    """1 where the model declines, two answers to each of 100 prompts of a split; (200,)."""
+    """Share of answers that decline, one number a theme; two answers to each of 100 prompts.
+
+    A theme comes in eight wordings, which are no independent trials; a real prompt is a theme.
+    """
+    import pandas as pd
+
     from course_lib.world.judge import is_refusal
 
-    rows = sources.prompt_rows(course, split, 100, kind=kind)
-    texts = answer_rows(course, model, tokenizer, rows * 2, seed=seed, **SAMPLING).texts
-    return np.array([float(is_refusal(text)) for text in texts])
+    rows = sources.prompt_rows(course, split, 100, kind=kind) * 2
+    texts = answer_rows(course, model, tokenizer, rows, seed=seed, **SAMPLING).texts
+    declined = pd.Series([float(is_refusal(text)) for text in texts])
+    themes = [row.get("theme", row["prompt"]) for row in rows]
+    return declined.groupby(themes, sort=False).mean().to_numpy()
 
 
 def do_sums(model, tokenizer, rows: Sequence[dict]) -> tuple[np.ndarray, list[list[dict]]]:

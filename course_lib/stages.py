@@ -179,6 +179,15 @@ def answer_by_seed(
     return [answer_rows(course, *pair, rows, seed=seed, **options) for seed, pair in models.items()]
 
 
+def share_answered(runs: list[Answers]) -> Any:
+    """The share of prompts answered, with its interval; "unknown" where the truth is not known."""
+    from course_lib.stats import over_seeds
+
+    if any(run.is_answer is None for run in runs):
+        return "unknown"
+    return over_seeds([run.is_answer for run in runs])
+
+
 def answers_after_sft(
     course: Course, model: str, rows: list[dict], num_examples: int, progress=None, **sampling: Any
 ) -> list[Answers]:
