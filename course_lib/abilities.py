@@ -222,7 +222,7 @@ def draw_abilities():
         ("problems_pass1", "word problems, one try"),
         ("problems_pass16", "word problems, 16 tries"),
     ]
-    for ax, (measure, title) in zip(axes.flat, panels, strict=False):
+    for ax, (measure, title) in zip(axes.flat[:-1], panels, strict=True):
         of_measure = frame[frame["measure"] == measure].sort_values("tokens")
         for order, size in enumerate("sml"):
             rows = of_measure[of_measure["size"] == size]
@@ -237,10 +237,8 @@ def draw_abilities():
             ax.plot(rows["tokens"], rows["value"], **look)
         if measure.startswith("exam"):
             ax.axhline(0.25, color="#777777", lw=1, ls=":", label="chance")
-        ax.set(xscale="log", title=title)
+        ax.set(xscale="log", title=title, xlabel="tokens of pretraining")
         ax.xaxis.set_tick_params(labelbottom=True)
-        if ax in axes[1] or ax is axes[0, 3]:
-            ax.set_xlabel("tokens of pretraining")
     axes[1, 3].axis("off")
     axes[1, 3].legend(*axes[0, 1].get_legend_handles_labels(), title="model", loc="center")
     save_figure(
