@@ -212,19 +212,20 @@ def draw_abilities():
     os.environ["COURSE_REPLAY"] = "1"  # drawn from what is committed, so it belongs to figures/
     course = setup("pocket", notebook="00")
     frame = pd.read_csv(MODELS / "pretraining.csv")
-    fig, axes = subplots(2, 3, figsize=(10, 5.6), sharex=True)
+    fig, axes = subplots(2, 4, figsize=(12.5, 5.4), sharex=True)
     panels = [
         ("training_loss", "training loss (nats per token)"),
-        ("exam", "exam, 0-shot (dashed: by letter)"),
+        ("exam", "exam, by the options' texts"),
+        ("exam_letters", "exam, by the options' letters"),
         ("answers", "raw requests answered"),
         ("problems_greedy", "word problems, greedy"),
         ("problems_pass1", "word problems, one try"),
         ("problems_pass16", "word problems, 16 tries"),
     ]
-    for ax, (measure, title) in zip(axes.flat, panels, strict=True):
+    for ax, (measure, title) in zip(axes.flat[:-1], panels, strict=True):
+        of_measure = frame[frame["measure"] == measure].sort_values("tokens")
         for order, size in enumerate("sml"):
-            rows = frame[(frame["size"] == size) & (frame["measure"] == measure)]
-            rows = rows.sort_values("tokens")
+            rows = of_measure[of_measure["size"] == size]
             look = series(order, label=size)
             if measure == "training_loss":
                 look["marker"] = None
@@ -234,25 +235,21 @@ def draw_abilities():
                 )
                 ax.set_ylim(-0.03, 1.03)
             ax.plot(rows["tokens"], rows["value"], **look)
-        if measure == "exam":
-            for order, size in enumerate("sml"):
-                rows = frame[(frame["size"] == size) & (frame["measure"] == "exam_letters")]
-                rows = rows.sort_values("tokens")
-                ax.plot(rows["tokens"], rows["value"], **series(order, marker="", linestyle="--"))
-            ax.axhline(0.25, color="#777777", lw=1, ls=":")
-        ax.set_xscale("log")
-        ax.set_title(title)
-    for ax in axes[1]:
-        ax.set_xlabel("tokens of pretraining")
-    axes[0, 0].legend(title="model")
+        if measure.startswith("exam"):
+            ax.axhline(0.25, color="#777777", lw=1, ls=":", label="chance")
+        ax.set(xscale="log", title=title, xlabel="tokens of pretraining")
+        ax.xaxis.set_tick_params(labelbottom=True)
+    axes[1, 3].axis("off")
+    axes[1, 3].legend(*axes[0, 1].get_legend_handles_labels(), title="model", loc="center")
     save_figure(
         fig,
         "00_pocket_models",
         course=course,
         data=frame,
         caption="What the pocket models learn, against tokens of pretraining (log scale). Bands: "
-        "95% intervals over test items. The learning rate falls over the last half of each run.",
-        alt="Six panels with one line each for the models s, m and l: training loss falls; exam "
+        "95% intervals over test items; `l` was measured at its end. The learning rate falls over "
+        "the last half of each run.",
+        alt="Seven panels with one line each for the models s, m and l: training loss falls; exam "
         "accuracy and word problem accuracy rise from chance, later for the smaller models; the "
         "share of raw requests that are answered stays low.",
     )

@@ -144,7 +144,9 @@ def doctor(
 @app.command()
 def pretrain(
     size: Annotated[str, typer.Argument(help="s, m or l.")],
-    tokens: Annotated[int, typer.Option(help="Tokens to train on.")] = 22_000_000,
+    tokens: Annotated[
+        int | None, typer.Option(help="Tokens to train on; as shipped if not given.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and documents.")] = 0,
     ship: Annotated[
         bool, typer.Option("--ship", help="Then measure it and put it into data/models.")
@@ -156,7 +158,7 @@ def pretrain(
     from course_lib.pretrain import pretrain as train
 
     check_choice("SIZE", size, ("s", "m", "l"))
-    config = PretrainConfig(size=size, seed=seed, tokens=tokens)
+    config = PretrainConfig(size=size, seed=seed, **({"tokens": tokens} if tokens else {}))
     typer.echo(f"model in {train(config, progress=print)}")
     if ship:
         from course_lib import abilities

@@ -70,10 +70,11 @@ def _mc_prompt(tokenizer, item: dict, shots: list[dict], longest: int) -> list[i
         shots = shots[1:]
 
 
-def _letter_ids(tokenizer) -> tuple[list[int], list[int]]:
-    """Ids between "Answer:" and the letter (mostly none), and the ids of the four letters there.
+def letter_tails(tokenizer) -> list[list[int]]:
+    """The ids of " A", " B", " C" and " D" after "Answer:".
 
-    Most tokenizers have " A" as one token; some write the space as a token of its own.
+    In most tokenizers one token each; some write the space as a token of its own, and a few do so
+    before rare letters only.
     """
     stem = tokenizer("Answer:", add_special_tokens=False)["input_ids"]
     tails = []
@@ -85,10 +86,7 @@ def _letter_ids(tokenizer) -> tuple[list[int], list[int]]:
                 f"The tokenizer {tokenizer.name_or_path!r} reads 'Answer: {letter}' as one piece; "
                 "expected the letter to be a token; choose another model."
             )
-    between = 0
-    while len({tail[between] for tail in tails}) == 1:
-        between += 1
-    return tails[0][:between], [tail[between] for tail in tails]
+    return tails
 
 
 @torch.no_grad()
@@ -112,13 +110,15 @@ def multiple_choice(
     """
     if shots and dev is None:
         from course_lib.world.exam import dev_items as dev
-    between, letters = _letter_ids(tokenizer)
-    longest = model.config.max_position_embeddings - len(between)
-    rows = []
+    tails = letter_tails(tokenizer)
+    longest, prompts = model.config.max_position_embeddings, []
     for item in items:
         examples = list(dev(item["subject"]))[:shots] if shots else []
-        ids = _mc_prompt(tokenizer, item, examples, longest) + between
-        rows.append({"input_ids": ids[-longest:]})
+        prompts.append(_mc_prompt(tokenizer, item, examples, longest - max(map(len, tails))))
+    if len({tuple(tail[:-1]) for tail in tails}) > 1:  # only some letters are one with their space
+        return _by_sums(model, items, prompts, [tails] * len(items))
+    rows = [{"input_ids": (prompt + tails[0][:-1])[1 - longest :]} for prompt in prompts]
+    letters = [tail[-1] for tail in tails]
     _, head = backbone_and_head(model)
     probs = np.zeros((len(items), len(LETTERS)))
     was_training = model.training
@@ -138,17 +138,32 @@ def multiple_choice_by_text(model: torch.nn.Module, tokenizer, items: Sequence[d
     """Score `items` by what the options say: the likeliest text in place of a letter, 0-shot.
 
     The prompt is that of `multiple_choice`, options included; an option's score is the sum of its
-    tokens' log-probabilities. A small model often knows an answer and cannot name its letter.
+    tokens' log-probabilities. A small model often knows an answer and cannot name its letter. (The
+    usual cloze form leaves the options out of the prompt and often divides by their lengths.)
 
     Source: Gu et al. 2024 (OLMES), arXiv:2406.08446, on why small models are scored like this.
     """
+    longest = model.config.max_position_embeddings
+    prompts = [_mc_prompt(tokenizer, item, [], longest) for item in items]
+    options = [
+        [tokenizer(f" {text}", add_special_tokens=False)["input_ids"] for text in item["choices"]]
+        for item in items
+    ]
+    return _by_sums(model, items, prompts, options)
+
+
+def _by_sums(
+    model: torch.nn.Module,
+    items: Sequence[dict],
+    prompts: list[list[int]],
+    options: list[list[list[int]]],
+) -> MCResult:
+    """Score the options of each item (as ids) by the sums of their tokens' log-probabilities."""
     from course_lib.sft import completion_losses
 
     longest, rows = model.config.max_position_embeddings, []
-    for item in items:
-        prompt = _mc_prompt(tokenizer, item, [], longest)
-        for choice in item["choices"]:
-            text = tokenizer(f" {choice}", add_special_tokens=False)["input_ids"]
+    for prompt, texts in zip(prompts, options, strict=True):
+        for text in texts:
             mask = [0] * len(prompt) + [1] * len(text)
             row = {"input_ids": prompt + text, "completion_mask": mask}
             rows.append({name: values[-longest:] for name, values in row.items()})

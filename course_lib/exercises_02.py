@@ -190,7 +190,7 @@ EXERCISES: dict[str, Exercise] = {
                 lambda logprobs, mask: sft_loss(logprobs[:, :-1], mask[:, 1:])[0]
             ),
         },
-        hint="multiply by the mask, sum, and divide by the mask's sum; mind the sign.",
+        hint="keep what is in the mask, sum, and divide by the mask's sum; mind the sign.",
         gradient=True,
     ),
     "judge_gain": Exercise(

@@ -259,17 +259,19 @@ def train_manners(
 ) -> tuple[dict[str, np.ndarray], dict[str, list]]:
     """Two models of manners, sums by calculator ("tool") and from the head ("head").
 
-    Returns arrays of zeros and ones: sums that each does right and their difference ("gain by the
-    tool"), "refusal" and "safe" requests that the first declines; and the talks about the sums.
+    Returns arrays: 1 for each sum that a model does right, and the difference ("gain by the tool");
+    by theme, the share of "refusal" and "safe" requests that the first declines, on new themes
+    and, as "refusal, known", on those it was trained on; and the talks about the sums.
     """
     found, talks = {}, {}
     for name in ("head", "tool"):
         rows = render_rows(course, tokenizer, manners(course, n, seed, tool=name == "tool"))
-        model, _ = finetune(course, rows, seed, num_epochs=4, batch_size=16, rate=2.0)
+        model, _ = finetune(course, rows, seed, num_epochs=6, batch_size=8, rate=3.0)
         found[name], talks[name] = do_sums(model, tokenizer, sums)
     found["gain by the tool"] = found["tool"] - found["head"]
     for kind in ("refusal", "safe"):
-        found[kind] = refusals(course, model, tokenizer, kind, seed)
+        found[kind] = refusals(course, model, tokenizer, kind, "test", seed)
+        found[f"{kind}, known"] = refusals(course, model, tokenizer, kind, "train", seed)
     return found, talks
 
 
@@ -281,13 +283,20 @@ def record_shares(course: Course, claim: str, condition: str, scores: np.ndarray
         course.results.add(claim, condition, low + 0.5, course.seed, "share", (bins == low).mean())
 
 
-def refusals(course: Course, model, tokenizer, kind: str, seed: int) -> np.ndarray:
-    """1 where the model declines, 4 answers to each of 56 prompts of new themes; (224,)."""
+def refusals(course: Course, model, tokenizer, kind: str, split: str, seed: int) -> np.ndarray:
+    """Share of answers that decline, one number a theme; two answers to each of 100 prompts.
+
+    A theme comes in eight wordings, which are no independent trials; a real prompt is a theme.
+    """
+    import pandas as pd
+
     from course_lib.world.judge import is_refusal
 
-    rows = sources.prompt_rows(course, "test", 56, kind=kind)
-    texts = answer_rows(course, model, tokenizer, rows * 4, seed=seed, **SAMPLING).texts
-    return np.array([float(is_refusal(text)) for text in texts])
+    rows = sources.prompt_rows(course, split, 100, kind=kind) * 2
+    texts = answer_rows(course, model, tokenizer, rows, seed=seed, **SAMPLING).texts
+    declined = pd.Series([float(is_refusal(text)) for text in texts])
+    themes = [row.get("theme", row["prompt"]) for row in rows]
+    return declined.groupby(themes, sort=False).mean().to_numpy()
 
 
 def do_sums(model, tokenizer, rows: Sequence[dict]) -> tuple[np.ndarray, list[list[dict]]]:

@@ -102,9 +102,11 @@ def dpo_loss(
     return loss, {key: value.detach().mean() for key, value in metrics.items()}
 
 
-def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of `x` where `mask` is true (0 where nowhere)."""
-    return x.where(mask, 0).sum() / mask.sum().clamp(min=1)
+def masked_mean(
+    x: torch.Tensor, mask: torch.Tensor, num_items: int | torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean of `x` where `mask` is true (0 where nowhere), or its sum there over `num_items`."""
+    return x.where(mask, 0).sum() / (mask.sum().clamp(min=1) if num_items is None else num_items)
 
 
 def kl_estimates(
@@ -184,8 +186,8 @@ def clipped_policy_loss(
     log_ratio = (logprobs - old_logprobs).where(mask, 0)
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - cliprange, 1 + cliprange)
-    objective = torch.minimum(ratio * advantages, clipped * advantages).where(mask, 0)
-    loss = -objective.sum() / (mask.sum().clamp(min=1) if num_items is None else num_items)
+    objective = torch.minimum(ratio * advantages, clipped * advantages)
+    loss = -masked_mean(objective, mask, num_items)
     with torch.no_grad():
         beyond = clipped * advantages < ratio * advantages
         _, k3 = kl_estimates(torch.zeros_like(log_ratio), log_ratio)
@@ -211,6 +213,5 @@ def clipped_value_loss(
     Source: the code of Ziegler et al. 2019 (`lm-human-preferences`).
     """
     clipped = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
-    error = 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2).where(mask, 0)
-    loss = error.sum() / (mask.sum().clamp(min=1) if num_items is None else num_items)
-    return loss, {"value_loss": masked_mean(error.detach(), mask)}
+    error = 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+    return masked_mean(error, mask, num_items), {"value_loss": masked_mean(error.detach(), mask)}

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from course_lib import CourseError
+from course_lib import ROOT, CourseError
 from course_lib.cache import build_dir
 from course_lib.machine import bf16_pays, describe, matmul_peak
 from course_lib.models import pocket_config, save_model, train_tokenizer
@@ -62,10 +62,12 @@ class PretrainConfig:
 
 
 def pocket_tokenizer():
-    """The family's tokenizer, trained once on documents and chats that no model is trained on."""
+    """The family's tokenizer: that of the shipped models, or one trained for them."""
     from transformers import AutoTokenizer
 
-    folder = FOLDER / "tokenizer"
+    shipped, folder = ROOT / "data" / "models" / "m", FOLDER / "tokenizer"
+    if (shipped / "tokenizer.json").exists():
+        return AutoTokenizer.from_pretrained(shipped)
     if not (folder / "tokenizer.json").exists():
         texts = [text for _, text in islice(documents(seed=7_000_000), 25_000)]
         chats = demonstrations(3_000, seed=7_000_000)

@@ -77,11 +77,11 @@ def sft_config(course: Course, base: str, lora: bool | None = None, **changes: A
 
     size = parameters_of(course, base)
     lora = size >= LARGE if lora is None else lora
-    rate = 1e-3 if size < SMALL else 5e-5 if size < LARGE else 2e-5
+    rate = 3e-4 if size < SMALL else 5e-5 if size < LARGE else 2e-5
     settings: dict[str, Any] = {
         "learning_rate": rate * (10 if lora else 1),
         "num_epochs": 2 if size < SMALL else 1,
-        "batch_size": 16 if size < SMALL else 32,  # a small model gains more from more steps
+        "batch_size": 4 if size < SMALL else 32,  # a small model gains more from more steps
         "max_length": course.context,
         "dtype": "bfloat16" if course.device != "cpu" or bf16_pays() else "float32",
         "gradient_checkpointing": size >= SMALL,
@@ -177,6 +177,15 @@ def answer_by_seed(
 ) -> list[Answers]:
     """`answer_rows` of each seed's (model, tokenizer), sampled with that seed."""
     return [answer_rows(course, *pair, rows, seed=seed, **options) for seed, pair in models.items()]
+
+
+def share_answered(runs: list[Answers]) -> Any:
+    """The share of prompts answered, with its interval; "unknown" where the truth is not known."""
+    from course_lib.stats import over_seeds
+
+    if any(run.is_answer is None for run in runs):
+        return "unknown"
+    return over_seeds([run.is_answer for run in runs])
 
 
 def answers_after_sft(

@@ -18,6 +18,7 @@ from course_lib.evaluate import (
     win_rate,
     wins,
 )
+from course_lib.models import train_tokenizer
 from course_lib.world.exam import dev_items, exam_items, render_prompt
 from course_lib.world.instructions import demonstrations
 from course_lib.world.problems import problem_set
@@ -40,6 +41,27 @@ def test_multiple_choice_by_hand(shots):
         assert result.predicted[i] == probs.argmax()
     assert result.accuracy == np.mean(result.predicted == [item["answer"] for item in items])
     assert result.letter_shares.sum() == pytest.approx(1) and len(result.letters) == 12
+
+
+@pytest.mark.parametrize("merged", [[], ["x B"]], ids=["no letter", "one letter"])
+def test_letters_with_and_without_their_space_and_a_prompt_beyond_the_context(merged, tmp_path):
+    """Every byte is a token, but perhaps " B" is one, too; of a long prompt the end is read."""
+    model, _ = tiny()
+    model.config.max_position_embeddings = 64
+    tokenizer = train_tokenizer(merged, tmp_path, vocab_size=260 + len(merged))
+    (item,) = exam_items(1, seed=0)
+    stem = len(tokenizer(render_prompt(item))["input_ids"])
+    logps, lengths = [], []
+    for letter in "ABCD":
+        ids = tokenizer(f"{render_prompt(item)} {letter}")["input_ids"]
+        lengths.append(len(ids) - stem)
+        ids = torch.tensor([ids[-64:]])
+        with torch.no_grad():
+            logprobs = model(ids).logits[0, :-1].log_softmax(-1)
+        logps.append(logprobs.gather(-1, ids[0, 1:, None])[-lengths[-1] :].sum())
+    assert lengths == [2, 1 if merged else 2, 2, 2]
+    found = multiple_choice(model, tokenizer, [item]).probs[0]
+    assert found == pytest.approx(torch.stack(logps).softmax(0).numpy(), abs=1e-4)
 
 
 def test_multiple_choice_by_text_by_hand():

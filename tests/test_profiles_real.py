@@ -23,7 +23,8 @@ pytestmark = [
 LINES = [
     "What is the capital of France? The capital of France is Paris.",
     "Rewrite the sentence so that it is polite: give me 12 apples and 7 pears for $3.50!",
-    "The following are multiple choice questions (with answers) about physics.\n\nAnswer: B\n\n",
+    "The following are multiple choice questions (with answers) about physics.\n\n",
+    "Answer: A\n\nAnswer: B\n\nAnswer: C\n\nAnswer: D\n\n",  # so that " A" is one token, as there
     "Problem: Ada sells 24 lamps. Solution: 24 * 3 = 72. The answer is 72.",
     "A. one\nB. two\nC. three\nD. four",
 ]
@@ -70,17 +71,18 @@ def make_tokenizer(chat_template: str | None, eos: str):
 
 
 def smollm2(layers: int):
-    """SmolLM2-135M's configuration, smaller: grouped keys 9 to 3, tied embeddings, theta 100000."""
+    """SmolLM2-135M's configuration, smaller: three heads share a key, widths are multiples of 64
+    (as 4-bit weights want them), tied embeddings, theta 100000."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=400,
-            hidden_size=288,
-            intermediate_size=384,
+            hidden_size=192,
+            intermediate_size=256,
             num_hidden_layers=layers,
-            num_attention_heads=9,
-            num_key_value_heads=3,
+            num_attention_heads=6,
+            num_key_value_heads=2,
             max_position_embeddings=8192,
             rms_norm_eps=1e-5,
             rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
@@ -99,7 +101,7 @@ def qwen3(layers: int):
         Qwen3Config(
             vocab_size=400,
             hidden_size=128,
-            intermediate_size=384,
+            intermediate_size=256,
             num_hidden_layers=layers,
             num_attention_heads=16,
             num_key_value_heads=8,
@@ -119,8 +121,9 @@ FAMILIES = {
     "laptop": (smollm2, None, SMOLLM2_CHAT, []),
     "gpu": (qwen3, QWEN3_CHAT, QWEN3_CHAT, ["device=cpu"]),
 }
-# Knobs of the notebooks that make a run short; what is not a knob there is left out.
-SHORT = {"NUM_EXAMPLES": "512", "NUM_PROMPTS": "16", "NUM_ITEMS": "40"}
+# Knobs of the notebooks that make a run short; what is not a knob there is left out. With fewer
+# prompts a model that knows nothing may score 0 on all of them, and a ratio of scores is no number.
+SHORT = {"NUM_EXAMPLES": "512", "NUM_PROMPTS": "32", "NUM_ITEMS": "16"}
 
 
 @pytest.fixture(scope="module")
@@ -201,17 +204,12 @@ def write_stand_ins(folder) -> None:
 
 
 def settings(*pairs: str) -> list[str]:
-    """`--set` for each pair, and for the short knobs that the notebooks have."""
+    """`--set` for the short knobs that the notebooks have, then for each pair."""
     knobs = "\n".join(path.read_text(encoding="utf-8") for path in NOTEBOOKS)
     short = [f"{name}={value}" for name, value in SHORT.items() if f"{name} = " in knobs]
-    return [word for pair in [*pairs, *short] for word in ("--set", pair)]
+    return [word for pair in [*short, *pairs] for word in ("--set", pair)]
 
 
-@pytest.mark.xfail(
-    reason="open: the letter scoring by hand in 01 (prompts longer than the context) and 4-bit "
-    "weights of the tiny model's width in 02",
-    strict=False,
-)
 @pytest.mark.parametrize("profile", FAMILIES)
 def test_all_notebooks_run_under_the_profile(profile, model_folders, data_environment, tmp_path):
     described = yaml.safe_load((ROOT / f"data/profiles/{profile}.yaml").read_text(encoding="utf-8"))
@@ -245,13 +243,14 @@ def test_the_tiny_models_are_of_the_profiles_architectures(model_folders):
         assert config["architectures"] == [name]
 
 
-@pytest.mark.xfail(reason="open: not yet seen to pass with the final notebook 01", strict=False)
 @pytest.mark.parametrize("name", ["stories260k", "babyllama105"])
 def test_a_real_pretrained_model_takes_the_base_models_place(name, tmp_path):
     folder = SHARED / "models" / name
     if not folder.is_dir():
         pytest.skip(f"the real pretrained model {name} is not beside the checkout")
-    process = course("run", "01", *settings(f"base_model={folder}"), build=tmp_path)
+    # The largest model that it is compared with is the smallest of the course, to save time.
+    models = [f"base_model={folder}", "large_model=pocket/s"]
+    process = course("run", "01", *settings(*models, "NUM_EXAMPLES=64"), build=tmp_path)
     assert process.returncode == 0, tail(process)
     executed(tmp_path, NOTEBOOKS[0])
     assert claims(tmp_path)
