@@ -9,13 +9,15 @@ What is done for speed:
 2. a prompt is read once for all its samples, and prompts of like length share a batch;
 3. rows that have ended leave the batch;
 4. a token is drawn by inverting the cumulative distribution; `torch.multinomial` is far slower;
-5. the step for one token is written out, without the layers of dispatch that a small model notices;
-6. on a CPU, a batch is worked off in parts whose cache stays near the processor.
+5. the step for one token is written out, without the layers of dispatch that a small model notices,
+   and on a CPU the products of the same input are one product;
+6. on a CPU, a large batch is worked off in parts, so that memory stays small.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +28,7 @@ from course_lib import CourseError
 from course_lib.logprobs import backbone_and_head
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # SmolLM2 is a Llama
-CPU_CACHE_BYTES = 2**25  # of keys and values that stay near a CPU
+CPU_CACHE_BYTES = 2**27  # of keys and values at once; smaller parts starve two cores
 
 
 @dataclass
@@ -195,6 +197,15 @@ def _norm(rms: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     return F.rms_norm(x, x.shape[-1:], rms.weight, rms.variance_epsilon)
 
 
+def _together(*maps: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Linear maps of the same input as one; as one product where that is cheap, on a CPU."""
+    if any(type(each) is not torch.nn.Linear or each.weight.device.type != "cpu" for each in maps):
+        return lambda x: torch.cat([each(x) for each in maps], -1)  # LoRA, 4 bits, a GPU's memory
+    weight = torch.cat([each.weight for each in maps])
+    bias = None if maps[0].bias is None else torch.cat([each.bias for each in maps])
+    return functools.partial(F.linear, weight=weight, bias=bias)
+
+
 class _Decoder:
     """One batch in the making: its cache, the mask of left pads, and each row's next position."""
 
@@ -204,6 +215,10 @@ class _Decoder:
         `self.logits` (B, V) is what follows, `self.room` the tokens that fit behind the longest.
         """
         self.backbone, self.head = backbone_and_head(model)
+        self.maps = [
+            (_together(at.q_proj, at.k_proj, at.v_proj), _together(mlp.gate_proj, mlp.up_proj))
+            for at, mlp in ((layer.self_attn, layer.mlp) for layer in self.backbone.layers)
+        ]
         new = [i == 0 or p is not prompts[i - 1] for i, p in enumerate(prompts)]
         unique = [p for p, is_new in zip(prompts, new, strict=True) if is_new]
         self.length = longest = max(map(len, unique))
@@ -236,20 +251,23 @@ class _Decoder:
         mask = self.mask[..., : self.length]
         hidden = self.backbone.embed_tokens(ids)  # (B, H)
         cos, sin = self.backbone.rotary_emb(hidden, self.position)  # (B, 1, dim)
-        for layer, slots in zip(self.backbone.layers, self.slots, strict=True):
-            attention, x = layer.self_attn, _norm(layer.input_layernorm, hidden)
-            shape = (len(ids), -1, attention.head_dim)
-            query, key = attention.q_proj(x).view(shape), attention.k_proj(x).view(shape)
+        layers = zip(self.backbone.layers, self.slots, self.maps, strict=True)
+        for layer, slots, (query_key_value, gate_up) in layers:
+            attention, dim = layer.self_attn, layer.self_attn.head_dim
+            both = query_key_value(_norm(layer.input_layernorm, hidden)).view(len(ids), -1, dim)
+            shared = slots.keys.shape[1]
+            both, value = both[:, :-shared], both[:, -shared:]
             if hasattr(attention, "q_norm"):  # Qwen3
-                query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
-            both = torch.cat([query, key], 1)
+                query, key = both[:, :-shared], both[:, -shared:]
+                both = torch.cat([_norm(attention.q_norm, query), _norm(attention.k_norm, key)], 1)
             left, right = both.chunk(2, -1)
             both = both * cos + torch.cat([-right, left], -1) * sin  # rotary positions
-            query, key = both.split([query.shape[1], key.shape[1]], 1)
-            value = attention.v_proj(x).view(shape)
-            attended = slots.attend(query, key, value, mask, attention.scaling)
-            hidden = hidden + attention.o_proj(attended)
-            hidden = hidden + layer.mlp(_norm(layer.post_attention_layernorm, hidden))
+            query, key = both[:, :-shared], both[:, -shared:]
+            hidden = hidden + attention.o_proj(
+                slots.attend(query, key, value, mask, attention.scaling)
+            )
+            gate, up = gate_up(_norm(layer.post_attention_layernorm, hidden)).chunk(2, -1)
+            hidden = hidden + layer.mlp.down_proj(layer.mlp.act_fn(gate) * up)
         self.position = self.position + 1
         return self.head(_norm(self.backbone.norm, hidden))
 
@@ -261,7 +279,7 @@ class _Decoder:
 
 
 def _rows_at_once(model: torch.nn.Module, length: int, batch_size: int) -> int:
-    """Rows of `length` tokens whose cache a CPU keeps near (where it keeps the weights near)."""
+    """Rows of `length` tokens in one batch: on a CPU, those whose cache is small enough."""
     if model.device.type != "cpu":
         return batch_size
     config = model.config
