@@ -32,10 +32,14 @@ class Panel:
     length_bias: float = 0.0
 
 
-UNBIASED = Panel("unbiased", noise=2.0)
-"""The default panel: chooses by true quality, with noise."""
+UNBIASED = Panel("unbiased", noise=1.4)
+"""The default panel: chooses by true quality, with noise.
 
-BIASED = Panel("biased", noise=2.0, confidence_bias=3.0, length_bias=2.0)
+With this noise two labellers agree on about 73 of 100 pairs of the instruct model's answers, as
+often as InstructGPT's did (Ouyang et al. 2022, section 3.4).
+"""
+
+BIASED = Panel("biased", noise=1.4, confidence_bias=3.0, length_bias=2.0)
 """A planted bias, named wherever it is used: this panel likes confident and longer answers."""
 
 
