@@ -210,15 +210,12 @@ def use_again(course: Course, runs: dict[tuple, Measured], old: tuple, new: tupl
 
 def memory_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Megabytes of weights and of what training adds, one line a method, from recorded sizes."""
-    table = rows[rows["measure"].str.startswith("MB of ")].assign(
-        part=lambda frame: frame["measure"].str.removeprefix("MB of "),
-        method=lambda frame: [
-            f"{name} r = {r:.0f}" if r else name
-            for name, r in zip(frame["condition"], frame["x"], strict=True)
-        ],
-    )
-    table = table.pivot_table(index="method", columns="part", values="value")
-    return table[["weights", "gradients and AdamW"]].sort_index(ascending=False)
+    sizes = rows[rows["measure"].str.startswith("MB of ")]
+    sizes = sizes.assign(part=sizes["measure"].str.removeprefix("MB of "))
+    table = sizes.pivot_table(index=["condition", "x"], columns="part", values="value")
+    table = table.sort_index(ascending=False)  # the first is drawn lowest
+    table.index = [f"{name} r = {r:.0f}" if r else name for name, r in table.index]
+    return table[["weights", "gradients and AdamW"]]
 
 
 def trl_settings(course: Course) -> dict[str, Any]:
