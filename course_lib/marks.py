@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from scipy.special import expit
 
 from course_lib import reward
@@ -126,6 +127,33 @@ def record_calibration(course: Course, marks: Marks, seed: int) -> None:
             for measure, value in zip(("predicted", name), pair, strict=True):
                 course.results.add("3.1", "reward model", i, seed, measure, value)
     record_sureness(course, "reward model", marks.predicted, seed)
+
+
+def record_parts(course: Course, model: Any, rows: Sequence[Comparison], seed: int) -> None:
+    """Record what the true score and the model's go along with: "correlation", x the judge's part.
+
+    Correlations are of differences, over all pairs of answers to the same prompt. "words" is their
+    number, no part of the judge's score. Where nobody knows the truth, nothing is recorded.
+    """
+    if not course.truth_known:
+        return
+
+    def differences(values: Sequence[float]) -> np.ndarray:
+        table = np.asarray(values, dtype=float).reshape(len(rows), -1)  # (prompts, K)
+        first, second = np.triu_indices(table.shape[1], 1)
+        return (table[:, first] - table[:, second]).ravel()
+
+    answers = [(row, text) for row in rows for text in row["texts"]]
+    parts = pd.DataFrame([judge.judge(*answer).parts for answer in answers]).fillna(0)
+    parts["words"] = [len(text.split()) for _, text in answers]
+    scores = {"truth": parts.drop(columns="words").sum(axis=1)}
+    scores["reward model"] = reward.score_ids(
+        model, [ids for r in rows for ids in r["completions"]]
+    )
+    for name, score in scores.items():
+        for part in parts:
+            along = np.corrcoef(differences(score), differences(parts[part]))[0, 1]
+            course.results.add("3.1", name, part, seed, "correlation", np.nan_to_num(along))
 
 
 def by_heart(model: Any, rows: Sequence[Comparison]) -> dict[str, float]:
