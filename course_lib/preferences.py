@@ -34,15 +34,7 @@ from course_lib.reward import (
     render_comparisons,
     train_reward,
 )
-from course_lib.stages import (
-    HISTORY,
-    SMALL,
-    fitting,
-    instruct_model,
-    load,
-    parameters_of,
-    sft_config,
-)
+from course_lib.stages import HISTORY, fitting, instruct_model, load, sft_config
 from course_lib.world import instructions, judge, labellers
 
 if TYPE_CHECKING:
@@ -144,16 +136,15 @@ def pair_probabilities(rows: Iterable[Comparison]) -> np.ndarray:
 
 
 def reward_config(course: Course, base: str, **changes: Any) -> RewardConfig:
-    """The course's settings of reward modeling for a model of that size: near those of SFT.
+    """The course's settings of reward modeling for a model of that size: those of SFT.
 
-    Few prompts a step, and for a small model a higher learning rate: the head starts at zero, so
-    the first steps teach the rest of the model nothing, and the scores of a short run stay small.
+    Few prompts a step: the head starts at zero, so the first steps teach the rest of it nothing.
     """
     like = sft_config(course, base, lora=False)
-    settings = {name: getattr(like, name) for name in ("dtype", "gradient_checkpointing")}
-    small = parameters_of(course, base) < SMALL
-    settings |= {"learning_rate": 1e-3 if small else like.learning_rate, "batch_size": 4}
-    return RewardConfig(**settings | changes)
+    settings = {
+        name: getattr(like, name) for name in ("learning_rate", "dtype", "gradient_checkpointing")
+    }
+    return RewardConfig(**{**settings, "batch_size": 2, **changes})
 
 
 def reward_model(
