@@ -27,6 +27,7 @@ class CourseEngine(Engine):
             nb_man,
             kernel_name=kernel_name,
             startup_timeout=120,
+            coalesce_streams=True,  # of a progress bar its last state
             # its log would tell of a connection without encryption, to this machine itself
             extra_arguments=["--log-level=ERROR"],
             resources={"metadata": {"path": folder}},

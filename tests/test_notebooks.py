@@ -157,6 +157,8 @@ def test_committed_as_executed_from_top_to_bottom(path):
         if VOLATILE not in tags(cell):
             noise = [o.text for o in cell.outputs if o.get("name") == "stderr"]
             assert not noise, f"warnings in the output: {noise[0][:200]}"
+        bars = [output.text for output in cell.outputs if "\r" in output.get("text", "")]
+        assert not bars, "a progress bar is kept with all its states"
 
 
 # --- what a notebook says ---------------------------------------------------------------------
