@@ -321,7 +321,7 @@ def ends_itself(model, tokenizer, rows: Sequence[dict], seed: int) -> tuple[np.n
 
     ids = [render_prompt(tokenizer, row["prompt"]) for row in rows]
     stops = stop_ids(tokenizer)
-    options = {"max_new_tokens": 150, "eos_ids": stops, "pad_id": tokenizer.pad_token_id}
-    answers = generate(model, ids, seed=seed, **options).lists
+    options = {"eos_ids": stops, "pad_id": tokenizer.pad_token_id, "seed": seed}
+    answers = generate(model, ids, **options | SAMPLING | {"max_new_tokens": 150}).lists
     ended = np.array([float(answer[-1] in stops) for answer in answers])
     return ended, [tokenizer.decode(answer) for answer in answers]
