@@ -48,12 +48,12 @@ class Measured:
 
 
 def load_held_out(course: Course, tokenizer, num_prompts: int) -> HeldOut:
-    """Prompts, 128 demonstrations and 100 documents; four tries per prompt with `full` effort."""
+    """Prompts, 128 demonstrations and 64 documents; four tries per prompt with `full` effort."""
     prompts = sources.prompt_rows(course, "test", num_prompts)
     room = course.context - SAMPLING["max_new_tokens"]
     fit = [row for row in prompts if len(render_prompt(tokenizer, row["prompt"])) <= room]
     rows = sources.instruction_rows(course, 128, split="test", seed=7, kinds=["explain"])
-    documents = sources.document_texts(course, 100, seed=9)
+    documents = sources.document_texts(course, 64, seed=9)
     return HeldOut(fit, rows, documents, 4 if course.full else 1, len(prompts) - len(fit))
 
 
