@@ -48,12 +48,12 @@ class Measured:
 
 
 def load_held_out(course: Course, tokenizer, num_prompts: int) -> HeldOut:
-    """Prompts, 128 demonstrations and 100 documents; four tries per prompt with `full` effort."""
+    """Prompts, 128 demonstrations and 64 documents; four tries per prompt with `full` effort."""
     prompts = sources.prompt_rows(course, "test", num_prompts)
     room = course.context - SAMPLING["max_new_tokens"]
     fit = [row for row in prompts if len(render_prompt(tokenizer, row["prompt"])) <= room]
     rows = sources.instruction_rows(course, 128, split="test", seed=7, kinds=["explain"])
-    documents = sources.document_texts(course, 100, seed=9)
+    documents = sources.document_texts(course, 64, seed=9)
     return HeldOut(fit, rows, documents, 4 if course.full else 1, len(prompts) - len(fit))
 
 
@@ -320,7 +320,7 @@ def ends_itself(model, tokenizer, rows: Sequence[dict], seed: int) -> tuple[np.n
 
     ids = [render_prompt(tokenizer, row["prompt"]) for row in rows]
     stops = stop_ids(tokenizer)
-    options = {"max_new_tokens": 150, "eos_ids": stops, "pad_id": tokenizer.pad_token_id}
-    answers = generate(model, ids, seed=seed, **options).lists
+    options = {"eos_ids": stops, "pad_id": tokenizer.pad_token_id, "seed": seed}
+    answers = generate(model, ids, **options | SAMPLING | {"max_new_tokens": 150}).lists
     ended = np.array([float(answer[-1] in stops) for answer in answers])
     return ended, [tokenizer.decode(answer) for answer in answers]

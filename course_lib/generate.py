@@ -10,7 +10,7 @@ What is done for speed:
 3. rows that have ended leave the batch;
 4. a token is drawn by inverting the cumulative distribution; `torch.multinomial` is far slower;
 5. the step for one token is written out, without the layers of dispatch that a small model notices,
-   and on a CPU the products of the same input are one product;
+   and on a CPU small products of the same input are one product;
 6. on a CPU, a large batch is worked off in parts, so that memory stays small.
 """
 
@@ -29,6 +29,7 @@ from course_lib.logprobs import backbone_and_head
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # SmolLM2 is a Llama
 CPU_CACHE_BYTES = 2**27  # of keys and values at once; smaller parts starve two cores
+JOINED_NUMEL = 2**19  # of larger matrices a copy costs more memory than it saves time
 
 
 @dataclass
@@ -198,9 +199,10 @@ def _norm(rms: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def _together(*maps: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Linear maps of the same input as one; as one product where that is cheap, on a CPU."""
-    if any(type(each) is not torch.nn.Linear or each.weight.device.type != "cpu" for each in maps):
-        return lambda x: torch.cat([each(x) for each in maps], -1)  # LoRA, 4 bits, a GPU's memory
+    """Linear maps of the same input as one; as one product where they are small, and on a CPU."""
+    plain = all(type(each) is torch.nn.Linear for each in maps)  # no LoRA, no 4 bits
+    if not plain or maps[0].weight.device.type != "cpu" or maps[0].weight.numel() > JOINED_NUMEL:
+        return lambda x: torch.cat([each(x) for each in maps], -1)
     weight = torch.cat([each.weight for each in maps])
     bias = None if maps[0].bias is None else torch.cat([each.bias for each in maps])
     return functools.partial(F.linear, weight=weight, bias=bias)

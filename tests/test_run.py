@@ -4,6 +4,7 @@ import _thread
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -154,7 +155,7 @@ def test_every_cell_that_begins_is_told(folders, tmp_path):
     assert seen == [(i, 5) for i in range(5)]  # papermill adds a cell with the parameters
 
 
-def test_interrupt_ends_kernels_and_keeps_finished_notebooks(folders, tmp_path, capsys):
+def test_interrupt_ends_kernels_and_keeps_finished_notebooks(request, folders, tmp_path, capsys):
     begun = tmp_path / "begun"
     wait = f"import pathlib, time; pathlib.Path({str(begun)!r}).touch(); time.sleep(60)"
     write_stub(folders, "01", "x = 1", plain=True)
@@ -166,6 +167,9 @@ def test_interrupt_ends_kernels_and_keeps_finished_notebooks(folders, tmp_path, 
             time.sleep(0.1)
         _thread.interrupt_main()
 
+    # A shell starts what runs in the background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     start = time.perf_counter()
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
