@@ -76,8 +76,12 @@ def by_seed(
 
 
 def policy_of(course: Course, model: str, seed: int) -> str:
-    """The instruct model made from `model`; the profile's own for its base model, if it has one."""
-    return instruct_model(course, "base" if model == course.model("base") else model, seed=seed)
+    """The instruct model made from `model`; the profile's own for its base model, if it has one.
+
+    It reads the demonstrations once, as the largest training of notebook 02 does.
+    """
+    role = "base" if model == course.model("base") else model
+    return instruct_model(course, role, seed=seed, num_epochs=1)
 
 
 def sampled_answers(course: Course, split: str, n: int, k: int, seed: int) -> Path:
