@@ -13,6 +13,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -110,18 +111,17 @@ def preference_rows(course: Course, split: str, n: int, seed: int = 0) -> list[R
     """At most `n` pairs that people compared: `prompt` (messages), `completions` and `ranks`.
 
     Real data: the dialogues of HH-RLHF about being helpful, up to the two last answers. Which of
-    them stands first is drawn.
+    them stands first is drawn. Malformed pairs are counted and printed, once for each file.
     """
     path = data_folder(course.profile.data["preferences"]) / "helpful-base-test.jsonl.gz"
-    rows = [row for pair in read_rows(path) if (row := _compared(pair))]
-    rows = [row for row in rows if _split(row["prompt"][0]["content"]) == split]
+    rows = [row for row in _compared_rows(path) if _split(row["prompt"][0]["content"]) == split]
     rows = _draw(rows, min(n, len(rows)), "pairs", f"preferences {split} {seed}")
     rng = random.Random(f"sides {split} {seed}")
-    for row in rows:
-        row["ranks"] = rng.choice(([1, 2], [2, 1]))
-        if row["ranks"][0] == 2:
-            row["completions"].reverse()
-    return rows
+    ranks = [rng.choice(([1, 2], [2, 1])) for _ in rows]
+    return [
+        row | {"ranks": order, "completions": row["completions"][:: 1 if order[0] == 1 else -1]}
+        for row, order in zip(rows, ranks, strict=True)
+    ]
 
 
 def scorer(course: Course) -> Callable[[list[Row], list[str]], np.ndarray]:
@@ -204,25 +204,36 @@ def _first_turn(dialogue: str, kind: str) -> Row | None:
     return _row(turns[0].strip(), turns[1].strip(), kind)
 
 
-def _compared(pair: Row) -> Row | None:
+@cache
+def _compared_rows(path: Path) -> list[Row]:
+    """The well-formed pairs of an HH-RLHF file; prints how many are not, and why."""
+    found = [_compared(pair) for pair in read_rows(path)]
+    counts = Counter(row if isinstance(row, str) else "good" for row in found)
+    print(f"pairs of {path.name}:", ", ".join(f"{n:,} {why}" for why, n in counts.most_common()))
+    return [row for row in found if not isinstance(row, str)]
+
+
+def _compared(pair: Row) -> Row | str:
     """An HH-RLHF pair as its shared messages and two last answers, the preferred one first.
 
-    None where a turn is empty, two turns of one side follow each other, or the dialogues differ
-    before their last answer.
+    What is wrong with it, where a turn is empty, two turns of one side follow each other, the
+    dialogues differ before their last answer, or do not differ at all.
     """
     talks = []
     for side in ("chosen", "rejected"):
         parts = re.split(r"\n\n(Human|Assistant):", pair[side])[1:]
         roles = ["user" if who == "Human" else "assistant" for who in parts[::2]]
         turns = [{"role": r, "content": t.strip()} for r, t in zip(roles, parts[1::2], strict=True)]
-        if roles != ["user", "assistant"] * (len(roles) // 2) or not all(
-            t["content"] for t in turns
-        ):
-            return None
+        if not all(turn["content"] for turn in turns):
+            return "with an empty turn"
+        if not turns or roles != ["user", "assistant"] * (len(roles) // 2):
+            return "whose turns do not alternate"
         talks.append(turns)
     (*prompt, chosen), (*other, rejected) = talks
-    if not prompt or prompt != other or chosen == rejected:
-        return None
+    if prompt != other:
+        return "without a common prompt"
+    if chosen == rejected:
+        return "of identical answers"
     return {"prompt": prompt, "completions": [chosen["content"], rejected["content"]]}
 
 

@@ -2,14 +2,17 @@
 
 import gzip
 import json
+import math
 import random
 
 import numpy as np
 import pytest
+from course_runs import SHARED
 from test_stages import folder  # noqa: F401  a tiny base model
 from tiny import tiny
 
-from course_lib import marks, preferences, reward, stages
+from course_lib import dpo, marks, preferences, reward, stages
+from course_lib.models import load_model, load_tokenizer
 from course_lib.profiles import Course, load_profile, setup
 from course_lib.world import labellers
 from course_lib.world.instructions import _draft, contrast, explain_prompts
@@ -24,7 +27,7 @@ def course(folder, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(
         preferences,
         "instruct_model",
-        lambda course, role, seed: made(course, role, 8, seed),
+        lambda course, role, seed, num_epochs: made(course, role, 8, seed, num_epochs=num_epochs),
     )
     return setup(notebook="03", base_model=str(folder))
 
@@ -150,7 +153,7 @@ def test_a_sweep_trains_what_is_not_there_yet(course):
 def test_reward_model_is_a_stage_with_a_scale(course):
     steps = []
     first = preferences.reward_model(course, 8, 3, progress=lambda n: steps.append(n))
-    assert preferences.reward_model(course, 8, 3) == first and steps == [2]
+    assert preferences.reward_model(course, 8, 3) == first and steps == [4]
     assert preferences.reward_model(course, 8, 3, panel="biased") != first
     assert stages.training_history(first)[0]["num_pairs"] == 12
     model = reward.load_reward_model(first)
@@ -172,7 +175,7 @@ def test_who_is_taken_in_is_measured_in_points(course):
     assert len(course.results.frame("3.4")) == 4 * 3
 
 
-def test_real_comparisons_come_from_people(monkeypatch, tmp_path):
+def test_real_comparisons_come_from_people(monkeypatch, tmp_path, capsys):
     talk = "\n\nHuman: Hi {i}\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:"
     rows = [
         {"chosen": talk.format(i=i) + " Because.", "rejected": talk.format(i=i) + " No."}
@@ -187,6 +190,9 @@ def test_real_comparisons_come_from_people(monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_DATA", str(tmp_path))
     course = Course("03", load_profile("laptop"), "live", 0)
     train = preferences.comparisons(course, "train", 20)
+    said = capsys.readouterr().out
+    for reason in ("40 good", "1 of identical", "1 without a common", "1 whose turns"):
+        assert reason in said
     assert train == preferences.comparisons(course, "train", 20, panel="biased")
     for row in train:
         assert [turn["role"] for turn in row["prompt"]] == ["user", "assistant", "user"]
@@ -197,3 +203,36 @@ def test_real_comparisons_come_from_people(monkeypatch, tmp_path):
     assert not firsts & {
         r["prompt"][0]["content"] for r in preferences.comparisons(course, "test", 4)
     }
+
+
+def test_what_people_preferred_trains_both_ways_on_a_real_model(monkeypatch):
+    data, weights = SHARED / "data", SHARED / "models" / "babyllama105"
+    if not (data / "hh_rlhf").is_dir() or not weights.is_dir():
+        pytest.skip("HH-RLHF or the pretrained model babyllama105 is not beside the checkout")
+    monkeypatch.setenv("COURSE_DATA", str(data))
+    course = Course("03", load_profile("laptop"), "live", 0)
+    people = preferences.comparisons(course, "train", 300)
+    model, tokenizer = load_model(str(weights)), load_tokenizer(str(weights))
+    room = model.config.max_position_embeddings
+
+    rows = reward.render_comparisons(tokenizer, people, room)
+    short = [row for row in rows if row["pairs"]]
+    assert 30 < len(short) < 150  # most do not fit into its 256 characters, and are counted
+    assert sum(row["too_long"] > 0 for row in rows) == len(rows) - len(short)
+    scorer = reward.make_reward_model(model)
+    settings = {"batch_size": 8, "num_steps": 8, "learning_rate": 2e-4, "warmup": 0.0}
+    history = reward.train_reward(scorer, short[:32], reward.RewardConfig(**settings))
+    assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert reward.evaluate_reward(scorer, short[:32])["loss"] < math.log(2)
+
+    sides = [[row["completions"][i] for i in reward.pairs_of(row)[0]] for row in people]
+    pairs = [
+        {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
+        for row, (chosen, rejected) in zip(people, sides, strict=True)
+    ]
+    good, counts = dpo.check_pairs(dpo.render_pairs(tokenizer, pairs), room)
+    assert sum(counts.values()) == len(people) and counts["good"] == len(good) == len(short)
+    good = dpo.add_reference_logps(model, good[:32])
+    history = dpo.train_dpo(model, good, dpo.DPOConfig(**settings))
+    assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert dpo.evaluate_dpo(model, good, 0.1)["loss"] < math.log(2)
