@@ -155,7 +155,7 @@ def test_reward_model_is_a_stage_with_a_scale(course):
     first = preferences.reward_model(course, 8, 3, progress=lambda n: steps.append(n))
     assert preferences.reward_model(course, 8, 3) == first and steps == [4]
     assert preferences.reward_model(course, 8, 3, panel="biased") != first
-    assert stages.training_history(first)[0]["num_pairs"] == 12
+    assert stages.training_history(first)[0]["num_pairs"] == 6
     model = reward.load_reward_model(first)
     _, tokenizer = stages.load(course, first)
     rows = preferences.rendered(course, tokenizer, "train", 8, 3)
