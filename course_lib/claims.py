@@ -10,9 +10,11 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from string import ascii_lowercase
+from typing import Any
 
 from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
@@ -144,6 +146,27 @@ def claim(
     )
     _store(row, claims_file())
     return row
+
+
+def claim_rows(
+    course, lines: Iterable[str], found: Mapping[str, Any], source: Mapping[str, str]
+) -> Table:
+    """Decide the claims of lines "id | statement | measure | target"; the table of the notebook.
+
+    `found` has intervals, or numbers, by id; the lines that it lacks are named as not measured.
+    `source` says who made the statement, by the id without its letter.
+    """
+    missing = []
+    for line in lines:
+        id, statement, measure, target = line.split(" | ")
+        if id in found:
+            words = {"source": source[id.rstrip(ascii_lowercase)], "measure": measure}
+            claim(course, id, statement, interval=found[id], target=target, **words)
+        else:
+            missing.append(id)
+    if missing:
+        print("not in this run (more time, or a known truth, is needed):", ", ".join(missing))
+    return claims_table(course.notebook)
 
 
 def claims_file() -> Path:

@@ -228,12 +228,13 @@ def short(model: str) -> str:
 def smallest_step(
     course: Course, runs: Mapping[tuple, Marks], line: Iterable[tuple[str, int]]
 ) -> Interval:
-    """The smallest gain in accuracy from one (model's name, prompts) to the next, by prompt."""
+    """Of the gains in accuracy along a line of (model's name, prompts) the one that lies lowest."""
     accuracy = [[runs[*at, seed].accuracy for seed in course.seeds] for at in line]
-    return min(
+    steps = [
         over_seeds([after - before for before, after in zip(*pair, strict=True)])
         for pair in itertools.pairwise(accuracy)
-    )
+    ]
+    return min(steps, key=lambda step: step.low)
 
 
 def batching(
@@ -243,11 +244,13 @@ def batching(
     num_pairs: int,
     held_out: Sequence[Comparison],
     seed: int,
-    step_pairs: int = 36,
+    step_answers: int = 8,
+    passes_together: float = 1.0,
 ) -> dict[str, np.ndarray]:
     """The same comparisons "together" (all of a prompt in one step) and "shuffled" (pair by pair).
 
-    Both see every comparison once, `step_pairs` of them in each step, from the same start.
+    Both see every comparison once (together: `passes_together` times), from the same start, and
+    read about `step_answers` in a step, so that shuffled takes k - 1 times as many steps.
 
     Returns:
         "accuracy": on held-out prompts, together less shuffled. "by heart": on training prompts,
@@ -258,11 +261,17 @@ def batching(
     each = k * (k - 1) // 2
     start = policy_of(course, course.model("base"), seed)
     rows = rendered(course, tokenizer, "train", num_pairs // each, k, seed=seed)
-    arms = {"together": (rows, step_pairs // each), "shuffled": (reward.to_pairs(rows), step_pairs)}
+    arms = {
+        "together": (
+            rows,
+            {"batch_size": max(1, step_answers // k), "num_epochs": passes_together},
+        ),
+        "shuffled": (reward.to_pairs(rows), {"batch_size": step_answers // 2}),
+    }
     accuracy, heart, cost = [], [], []
-    for name, (data, batch_size) in arms.items():
+    for name, (data, settings) in arms.items():
         place = ("3.2", name, k, seed)
-        model, marks, history = trial(course, start, data, held_out, place, batch_size=batch_size)
+        model, marks, history = trial(course, start, data, held_out, place, **settings)
         seen = mark(model, rows)
         accuracy.append(marks.accuracy)
         heart.append(seen.agreement - seen.accuracy)

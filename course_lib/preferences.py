@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import entr, expit
 
 from course_lib import chat, generate, loop, losses, reward, sources
 from course_lib.cache import stage, write_text
@@ -137,6 +137,11 @@ def pair_probabilities(rows: Iterable[Comparison]) -> np.ndarray:
     """
     gaps = [row["utilities"][i] - row["utilities"][j] for row in rows for i, j in pairs_of(row)]
     return expit(np.array(gaps))
+
+
+def least_loss(p: np.ndarray) -> float:
+    """Mean loss, nats a pair, of who knows the probabilities p (n,): the labels' entropy."""
+    return float((entr(p) + entr(1 - p)).mean())
 
 
 def reward_config(course: Course, base: str, **changes: Any) -> RewardConfig:

@@ -209,9 +209,10 @@ def score_texts(
 def set_normalisation(model: torch.nn.Module, scores: np.ndarray) -> None:
     """Keep the mean and standard deviation of raw `scores` with the model, for `normalise`.
 
-    The loss leaves the zero and the unit of the scores open, and what comes after (a KL penalty, a
-    learning rate) needs both. Take the scores of the initial policy's answers: they then have mean
-    0 and spread 1. Both numbers are in the model's config, so they are saved and loaded with it.
+    The loss leaves the zero of the scores open, and their unit is the labellers' noise; what comes
+    after (a KL penalty, a learning rate) needs both settled. Take the scores of the initial
+    policy's answers: they then have mean 0 and spread 1. Both numbers are in the model's config, so
+    they are saved and loaded with it.
     """
     model.config.score_mean = float(np.mean(scores))
     model.config.score_std = max(float(np.std(scores)), 1e-6)
