@@ -129,7 +129,7 @@ def test_contrast_differs_in_truth_and_in_manner_only():
 def test_together_and_shuffled_see_the_same_comparisons(course):
     _, tokenizer = stages.load(course, course.model("base"))
     held_out = preferences.rendered(course, tokenizer, "test", 4, 3)
-    found = marks.batching(course, tokenizer, 4, 24, held_out, 0, step_pairs=12)
+    found = marks.batching(course, tokenizer, 4, 24, held_out, 0, step_answers=8)
     assert found["cost"] == pytest.approx(1 / 3)  # 1 / (K - 1)
     assert len(found["accuracy"]) == len(held_out) and len(found["by heart"]) == 4
     assert set(course.results.frame("3.2")["condition"]) == {"together", "shuffled"}
