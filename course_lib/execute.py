@@ -29,7 +29,7 @@ class CourseEngine(Engine):
             startup_timeout=120,
             coalesce_streams=True,  # of a progress bar its last state
             # its log would tell of a connection without encryption, to this machine itself
-            extra_arguments=["--log-level=ERROR"],
+            extra_arguments=["--log-level=CRITICAL"],
             resources={"metadata": {"path": folder}},
             on_cell_start=lambda cell, cell_index: on_cell(cell_index, total),
         )
