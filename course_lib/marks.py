@@ -67,7 +67,7 @@ def marks_of(rows: Sequence[Comparison], margins: np.ndarray, prompts: np.ndarra
     if all("utilities" in row for row in rows):
         p = pair_probabilities(rows)
         expected = by_prompt(correct * p + (1 - correct) * (1 - p))
-        ceiling = by_prompt(np.maximum(p, 1 - p))
+        ceiling = by_prompt(sure(p))
         known = np.where(first, p, 1 - p)
     return Marks(
         agreement=agreement,
