@@ -17,9 +17,15 @@ import pandas as pd
 from scipy.special import expit
 
 from course_lib import reward
-from course_lib.preferences import PANELS, pair_probabilities, policy_of, rendered, reward_config
+from course_lib.preferences import (
+    PANELS,
+    load_policy,
+    pair_probabilities,
+    policy_of,
+    rendered,
+    reward_config,
+)
 from course_lib.reward import Comparison, pairs_of
-from course_lib.stages import load
 from course_lib.stats import Interval, over_seeds
 from course_lib.world import instructions, judge, labellers
 
@@ -190,7 +196,7 @@ def trial(
 
     The marks are recorded at `place`; `changes` are fields of `RewardConfig`.
     """
-    model = reward.make_reward_model(load(course, start)[0])
+    model = reward.make_reward_model(load_policy(course, start)[0], place[-1])
     config = reward_config(course, start, seed=place[-1], **changes)
     history = reward.train_reward(model, rows, config)
     return model, record(course, mark(model, held_out), place), history

@@ -260,6 +260,23 @@ def _layers_4bit(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     return {n: m for n, m in model.named_modules() if type(m).__name__ == "Linear4bit"}
 
 
+def fold_temperature(model: PreTrainedModel, temperature: float) -> PreTrainedModel:
+    """The model, its logits divided by `temperature` for good: it *is* the policy sampled so.
+
+    The logits are linear in the weights of the last norm, which are divided in place. What comes
+    after (sampler, log-probabilities, KL, gradients) then needs no temperature, and none can be
+    forgotten in one place and not in another.
+    """
+    import torch
+
+    from course_lib.logprobs import backbone_and_head
+
+    backbone, _ = backbone_and_head(model)
+    with torch.no_grad():
+        backbone.norm.weight /= temperature
+    return model
+
+
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy that no optimiser can move: the `reference`."""
     return copy.deepcopy(model).eval().requires_grad_(False)

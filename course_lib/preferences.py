@@ -1,9 +1,10 @@
 """Preference data and the reward models trained on it: stages that notebooks share.
 
-In the pocket world the course's instruct model answers each prompt K times at temperature 1 (as the
-policy that PPO will start from writes), and a panel of `world.labellers` ranks the K answers. The
-answers are a stage: sampled once, found again by every notebook that asks for them. With real data
-people compared two answers (`sources.preference_rows`).
+In the pocket world the policy answers each prompt K times, and a panel of `world.labellers` ranks
+the K answers. The policy is the course's instruct model with the temperature of notebook 02 folded
+in (`load_policy`): reward models, PPO and DPO all start from it. The answers are a stage: sampled
+once, found again by every notebook that asks for them. With real data people compared two answers
+(`sources.preference_rows`).
 
 A row is a `reward.Comparison`: "prompt", "completions" (K texts) and "ranks" (1 the best). In the
 pocket world it also has the prompt's own columns, "scores" (K, the judge's) and "utilities" (K):
@@ -26,6 +27,7 @@ from scipy.special import entr, expit
 
 from course_lib import chat, generate, loop, losses, reward, sources
 from course_lib.cache import stage, write_text
+from course_lib.models import fold_temperature
 from course_lib.reward import (
     Comparison,
     RewardConfig,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from course_lib.profiles import Course
 
 PANELS = {panel.name: panel for panel in (labellers.UNBIASED, labellers.BIASED)}
+TEMPERATURE = 0.7  # folded into the policy, from which everything else then samples at 1
 SAMPLING = {"temperature": 1.0, "max_new_tokens": 110}  # of the answers that are ranked
 
 
@@ -84,13 +87,20 @@ def policy_of(course: Course, model: str, seed: int) -> str:
     return instruct_model(course, role, seed=seed, num_epochs=1)
 
 
+def load_policy(course: Course, folder: str) -> tuple[Any, Any]:
+    """(model, tokenizer) of what `policy_of` returned, with `TEMPERATURE` folded in."""
+    model, tokenizer = load(course, folder)
+    return fold_temperature(model, TEMPERATURE), tokenizer
+
+
 def sampled_answers(course: Course, split: str, n: int, k: int, seed: int) -> Path:
     """The stage with K answers of the instruct model to each of `n` prompts, and their scores."""
     policy = policy_of(course, course.model("base"), seed)
     config = {"policy": Path(policy).name, "split": split, "n": n, "k": k, "seed": seed}
+    config |= {"folded": TEMPERATURE, **SAMPLING}
 
     def make(folder: Path) -> None:
-        model, tokenizer = load(course, policy)
+        model, tokenizer = load_policy(course, policy)
         rows = fitting(
             model,
             sources.prompt_rows(course, split, n, seed),
@@ -106,7 +116,7 @@ def sampled_answers(course: Course, split: str, n: int, k: int, seed: int) -> Pa
         write_text(folder / "answers.json", json.dumps(rows))
 
     code = [generate, chat, instructions, judge, sampled_answers]
-    return stage("answers", config | SAMPLING, make, code=code)
+    return stage("answers", config, make, code=code)
 
 
 def ranked(row: Comparison, panel: labellers.Panel, rng: random.Random) -> Comparison:
@@ -145,10 +155,7 @@ def least_loss(p: np.ndarray) -> float:
 
 
 def reward_config(course: Course, base: str, **changes: Any) -> RewardConfig:
-    """The course's settings of reward modeling for a model of that size: those of SFT.
-
-    Few prompts a step: the head starts at zero, so the first steps teach the rest of it nothing.
-    """
+    """The course's settings of reward modeling for a model of that size: those of SFT."""
     like = sft_config(course, base, lora=False)
     settings = {
         name: getattr(like, name) for name in ("learning_rate", "dtype", "gradient_checkpointing")
@@ -178,9 +185,9 @@ def reward_model(
     def make(folder: Path) -> None:
         from course_lib.models import save_model
 
-        model, tokenizer = load(course, policy)
+        model, tokenizer = load_policy(course, policy)
         rendered = render_comparisons(tokenizer, rows, course.context)
-        model = make_reward_model(model)
+        model = make_reward_model(model, seed)
         steps = max(1, round(config.num_epochs * len(rendered) / config.batch_size))
         history = train_reward(model, rendered, config, progress(steps) if progress else None)
         ids = [answer for row in rendered for answer in row["completions"]]
@@ -190,4 +197,5 @@ def reward_model(
 
     data = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     key = {"policy": Path(policy).name, "config": asdict(config), "rows": data}
+    key |= {"folded": TEMPERATURE}
     return str(stage("reward", key, make, code=[reward, chat, loop, losses, reward_model]))

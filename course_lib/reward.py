@@ -69,10 +69,12 @@ class RewardConfig:
     seed: int = 0  # of the order of the prompts
 
 
-def make_reward_model(policy: torch.nn.Module) -> torch.nn.Module:
-    """A reward model on a copy of the backbone of `policy` (LoRA merged), with a head of zeros.
+def make_reward_model(policy: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """A reward model on a copy of the backbone of `policy` (LoRA merged), with a head of its own.
 
-    So all scores are 0 and the loss is log 2 before training, whatever the seed.
+    The head's weights are drawn from N(0, 1 / (H + 1)), H the hidden size (Stiennon et al. 2020,
+    arXiv:2009.01325): small, so that the loss starts near log 2, but not zero, as the rest of the
+    model would get no gradient until the head has grown.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -82,10 +84,11 @@ def make_reward_model(policy: torch.nn.Module) -> torch.nn.Module:
     config.num_labels = 1
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config)
-    head = torch.nn.Linear(config.hidden_size, 1, bias=False, device=policy.device)
-    torch.nn.init.zeros_(head.weight)
+    head = torch.nn.Linear(config.hidden_size, 1, bias=False)
+    generator = torch.Generator().manual_seed(seed)
+    torch.nn.init.normal_(head.weight, std=(config.hidden_size + 1) ** -0.5, generator=generator)
     setattr(model, model.base_model_prefix, policy.base_model.requires_grad_(True))
-    model.score = head
+    model.score = head.to(policy.device)
     return model.eval()
 
 

@@ -12,6 +12,7 @@ from course_lib.models import (
     POCKET_SIZES,
     SPECIAL_TOKENS,
     add_lora,
+    fold_temperature,
     frozen_copy,
     load_model,
     load_tokenizer,
@@ -158,3 +159,11 @@ def test_real_pretrained_weights(name):
     model, tokenizer = load_model(str(REAL / name)), load_tokenizer(str(REAL / name))
     text = complete(model, tokenizer, ["Once upon a time"], max_new_tokens=40, temperature=0.0)[0]
     assert "there was a" in text, text
+
+
+def test_a_folded_temperature_divides_the_logits():
+    for kind in ("llama", "qwen3"):
+        model = load_model(str(tiny_folder(kind)))
+        before = logits(model)
+        assert fold_temperature(model, 0.7) is model
+        torch.testing.assert_close(logits(model), before / 0.7)

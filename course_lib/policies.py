@@ -1,0 +1,300 @@
+"""Policies trained on preferences, PPO's and DPO's: stages, and what is measured of them.
+
+All start from the policy of `preferences.load_policy`, and are measured against it on the same
+held-out prompts: the true score of what they write, the reward model's score, how far they have
+moved (KL), what they state falsely. Where nobody knows the truth a stand-in takes its place
+(`sources.scorer`), and false statements are not counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from course_lib import chat, dpo, generate, loop, losses, ppo, reward, sources
+from course_lib.cache import stage, write_text
+from course_lib.dpo import DPOConfig, Pair
+from course_lib.models import frozen_copy, save_model
+from course_lib.ppo import PPOConfig, SamplingConfig, ValueHead
+from course_lib.preferences import (
+    SAMPLING,
+    TEMPERATURE,
+    comparisons,
+    load_policy,
+    policy_of,
+    reward_model,
+)
+from course_lib.stages import HISTORY, SMALL, fitting, parameters_of, sft_config
+from course_lib.world import judge
+
+if TYPE_CHECKING:
+    from course_lib.profiles import Course
+
+Progress = Callable[[int], Callable[[dict], None]]  # from a number of steps to a progress bar
+PPO_PROMPTS = 2000  # at most; nobody ranks answers to them
+PTX_TOKENS = 128  # of each document of the pretraining term
+WATCHED = ("truth", "proxy", "false")  # noted of every completion of a training
+TRUTH_UNIT = 2.5  # points: about the spread of the true scores of the policy's answers
+
+
+class Scorer:
+    """The scores of PPO's completions: a reward model's, normalised, or the truth itself.
+
+    Called with prompts and completions as ids. A completion that was cut gets the end of its turn
+    before it is read: labellers and reward model know no other. What the judge says of the same
+    completions is noted in `seen`, by iteration; PPO never gets to know it.
+
+    Args:
+        model: the reward model; None makes the true score the reward, in units of `TRUTH_UNIT`.
+        rows: of all prompts that will come.
+    """
+
+    def __init__(self, course: Course, model: Any, tokenizer: Any, rows: Sequence[dict]):
+        self.course, self.model, self.tokenizer = course, model, tokenizer
+        self.stops = chat.stop_ids(tokenizer)
+        self.end = tokenizer.convert_tokens_to_ids(chat.end_of_turn(tokenizer))
+        self.rows = {tuple(chat.render_prompt(tokenizer, row["prompt"])): row for row in rows}
+        self.seen: list[dict[str, list[float]]] = []
+
+    def __call__(self, prompts: list[list[int]], completions: list[list[int]]) -> torch.Tensor:
+        texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in completions]
+        found = judged(self.course, [self.rows[tuple(prompt)] for prompt in prompts], texts)
+        if self.model is None:
+            found["proxy"] = found["truth"] / TRUTH_UNIT
+        else:
+            whole = [ids if ids[-1] in self.stops else [*ids, self.end] for ids in completions]
+            read = [prompt + ids for prompt, ids in zip(prompts, whole, strict=True)]
+            found["proxy"] = reward.normalise(self.model, reward.score_ids(self.model, read))
+        self.seen.append({name: np.round(found[name], 4).tolist() for name in WATCHED})
+        return torch.tensor(found["proxy"])
+
+
+def judged(course: Course, rows: Sequence[dict], texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """The "truth" of each text (n,), and how many "false" statements it makes (0 if unknown)."""
+    texts = [text.strip() for text in texts]
+    if not course.truth_known:
+        truth = sources.scorer(course)(list(rows), texts)
+        return {"truth": truth, "false": np.zeros(len(texts))}
+    verdicts = [judge.judge(row, text) for row, text in zip(rows, texts, strict=True)]
+    return {
+        "truth": np.array([verdict.score for verdict in verdicts]),
+        "false": np.array([verdict.parts.get("false", 0.0) / -2 for verdict in verdicts]),
+    }
+
+
+def prompts_that_fit(
+    course: Course, model: Any, tokenizer: Any, split: str, n: int, seed: int = 0
+) -> list[dict]:
+    """Rows of at most `n` prompts of a split that leave room for an answer."""
+    n = sources.num_demonstrations(course, n, split)
+    rows = sources.prompt_rows(course, split, n, seed)
+    spare = SAMPLING["max_new_tokens"]
+    return fitting(model, rows, lambda row: chat.render_prompt(tokenizer, row["prompt"]), spare)
+
+
+# ---- PPO ---------------------------------------------------------------------------------------
+
+
+def ppo_config(course: Course, base: str, **changes: Any) -> PPOConfig:
+    """The course's settings of PPO for a policy made from a model of that size."""
+    small = parameters_of(course, base) < SMALL
+    settings = {"learning_rate": 1e-4 if small else 3e-6, "minibatch_size": 16, "num_epochs": 1}
+    return PPOConfig(**{**settings, **changes})
+
+
+def sampling_config(tokenizer: Any, **changes: Any) -> SamplingConfig:
+    """What an iteration of PPO writes: 32 prompts, two completions each."""
+    longest = SAMPLING["max_new_tokens"]
+    settings = {"num_prompts": 32, "max_new_tokens": longest, **changes}
+    return SamplingConfig(chat.stop_ids(tokenizer), **settings)
+
+
+def ppo_policy(
+    course: Course,
+    n: int,
+    k: int = 4,
+    *,
+    base: str | None = None,
+    panel: str = "unbiased",
+    seed: int = 0,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> str:
+    """The folder of a policy that PPO trained against the reward model on `n` prompts: a stage.
+
+    Args:
+        n, k: as in `preferences.reward_model`, whose model gives the score.
+        base: the model that the policy was made from; None: the profile's base model.
+        panel: that the reward model learned from; "nobody" makes the true score the reward.
+        changes: fields of `PPOConfig` that differ from `ppo_config`.
+    """
+    base = base or course.model("base")
+    start = policy_of(course, base, seed)
+    config = ppo_config(course, base, **changes)
+    judged_by = None if panel == "nobody" else reward_model(course, n, k, panel=panel, seed=seed)
+
+    def make(folder: Path) -> None:
+        policy, tokenizer = load_policy(course, start)
+        rows = prompts_that_fit(course, policy, tokenizer, "train", PPO_PROMPTS, seed)
+        score = judged_by and reward.load_reward_model(judged_by, course.device)
+        scorer = Scorer(course, score, tokenizer, rows)
+        history = ppo.train_ppo(
+            policy,
+            frozen_copy(policy),
+            ValueHead(policy.config.hidden_size).to(policy.device),
+            [chat.render_prompt(tokenizer, row["prompt"]) for row in rows],
+            scorer,
+            sampling_config(tokenizer, seed=seed),
+            config,
+            documents=ptx_rows(course, tokenizer, seed) if config.ptx_coef else (),
+            progress=progress(config.num_steps) if progress else None,
+        )
+        save_model(policy, tokenizer, folder)
+        rows = [{**row, **seen} for row, seen in zip(history, scorer.seen, strict=True)]
+        write_text(folder / HISTORY, json.dumps(rows))
+
+    key = {"start": Path(start).name, "reward": Path(judged_by or "truth").name, "seed": seed}
+    key |= {"config": asdict(config), "folded": TEMPERATURE}
+    code = [ppo, generate, reward, chat, loop, losses, judge, ppo_policy, Scorer, sampling_config]
+    return str(stage("ppo", key, make, code=code))
+
+
+def ptx_rows(course: Course, tokenizer: Any, seed: int, n: int = 512) -> list[chat.Row]:
+    """Documents as in pretraining, each cut to `PTX_TOKENS`, for PPO's pretraining term."""
+    texts = sources.document_texts(course, n, seed=1000 + seed)
+    rows = [chat.render_text(tokenizer, text) for text in texts]
+    return [{name: ids[:PTX_TOKENS] for name, ids in row.items()} for row in rows]
+
+
+# ---- DPO ---------------------------------------------------------------------------------------
+
+
+def dpo_config(course: Course, base: str, **changes: Any) -> DPOConfig:
+    """The course's settings of DPO for a policy made from a model of that size."""
+    like = sft_config(course, base, lora=False)
+    small = parameters_of(course, base) < SMALL
+    settings = {
+        "learning_rate": 6e-5 if small else 1e-6,
+        "batch_size": 4 if small else 16,
+        "num_epochs": 2 if small else 1,
+        "max_length": course.context,
+        "dtype": like.dtype,
+        "gradient_checkpointing": like.gradient_checkpointing,
+    }
+    return DPOConfig(**{**settings, **changes})
+
+
+def preference_pairs(
+    course: Course, tokenizer: Any, split: str, n: int, k: int = 4, **options: Any
+) -> list[Pair]:
+    """Of each prompt's ranking the best and the worst answer, as rendered pairs for DPO."""
+    rows = [
+        {
+            "prompt": row["prompt"],
+            "chosen": row["completions"][int(np.argmin(row["ranks"]))],
+            "rejected": row["completions"][int(np.argmax(row["ranks"]))],
+        }
+        for row in comparisons(course, split, n, k, **options)
+    ]
+    return dpo.render_pairs(tokenizer, rows)
+
+
+def dpo_policy(
+    course: Course,
+    n: int,
+    k: int = 4,
+    *,
+    base: str | None = None,
+    panel: str = "unbiased",
+    seed: int = 0,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> str:
+    """The folder of a policy that DPO trained on the rankings of `n` prompts: a stage.
+
+    The same rankings as `preferences.reward_model` learns from; arguments as in `ppo_policy`.
+    """
+    base = base or course.model("base")
+    start = policy_of(course, base, seed)
+    config = dpo_config(course, base, seed=seed, **changes)
+    pairs = comparisons(course, "train", n, k, panel=panel, seed=seed)
+
+    def make(folder: Path) -> None:
+        policy, tokenizer = load_policy(course, start)
+        rows = preference_pairs(course, tokenizer, "train", n, k, panel=panel, seed=seed)
+        good, _ = dpo.check_pairs(rows, config.max_length)
+        steps = config.num_steps or max(1, round(config.num_epochs * len(good) / config.batch_size))
+        history = dpo.train_dpo(policy, good, config, progress(steps) if progress else None)
+        save_model(policy, tokenizer, folder)
+        write_text(folder / HISTORY, json.dumps(history))
+
+    data = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+    key = {"start": Path(start).name, "config": asdict(config), "pairs": data}
+    key |= {"folded": TEMPERATURE}
+    return str(stage("dpo", key, make, code=[dpo, chat, loop, losses, dpo_policy]))
+
+
+# ---- measuring ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Written:
+    """What a policy wrote to P prompts, G answers each, and what it is worth; all (P, G)."""
+
+    rows: list[dict]  # of the prompts
+    texts: np.ndarray
+    truth: np.ndarray  # points of the judge, or of its stand-in
+    proxy: np.ndarray  # the reward model's normalised score
+    kl: np.ndarray  # log π/π_ref of the answer in nats; its mean is KL(policy ‖ reference)
+    false: np.ndarray  # false statements in it
+    length: np.ndarray  # tokens
+
+
+def write(
+    course: Course,
+    policy: Any,
+    reference: Any,
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[dict],
+    tries: int = 2,
+    seed: int = 0,
+) -> Written:
+    """Let a policy answer the prompts of `rows`, and have it measured; `model` as in `Scorer`."""
+    scorer = Scorer(course, model, tokenizer, rows)
+    prompts = [chat.render_prompt(tokenizer, row["prompt"]) for row in rows]
+    sampling = sampling_config(tokenizer, num_generations=tries)
+    rollout = ppo.collect_rollout(policy, reference, None, prompts, scorer, sampling, 7 + seed)
+    kl, _ = losses.kl_estimates(rollout.logprobs, rollout.ref_logprobs)
+    (seen,) = scorer.seen
+    found = {name: np.array(values) for name, values in seen.items()}
+    found["kl"] = kl.where(rollout.mask, 0).sum(-1).cpu().numpy()
+    found["length"] = rollout.mask.sum(-1).cpu().numpy()
+    answers = [row["input_ids"][row["completion_mask"].index(1) :] for row in rollout.rows]
+    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+    shape = len(rows), tries
+    arrays = {name: values.reshape(shape) for name, values in found.items()}
+    return Written(list(rows), np.array(texts, dtype=object).reshape(shape), **arrays)
+
+
+def wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How often a beats b by true score at the same prompt, (P,): all (P, G) against all (P, H).
+
+    A tie counts one half.
+    """
+    return (np.sign(a[:, :, None] - b[:, None, :]).mean((1, 2)) + 1) / 2
+
+
+def record(course: Course, place: tuple, written: Written, before: Written | None = None) -> None:
+    """Record the means of what a policy wrote, and its wins over the policy `before` training."""
+    for name in (*WATCHED, "kl", "length"):
+        course.results.add(*place, name, getattr(written, name).mean())
+    if before is not None:
+        course.results.add(*place, "wins", wins(written.truth, before.truth).mean())
