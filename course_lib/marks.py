@@ -7,7 +7,6 @@ it learned is this time's coin flips.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ from course_lib.preferences import (
     reward_config,
 )
 from course_lib.reward import Comparison, pairs_of
-from course_lib.stats import Interval, over_seeds
+from course_lib.stats import Interval, smallest_step
 from course_lib.world import instructions, judge, labellers
 
 if TYPE_CHECKING:
@@ -231,16 +230,11 @@ def short(model: str) -> str:
     return model.rsplit("/", 1)[-1]
 
 
-def smallest_step(
+def smallest_gain(
     course: Course, runs: Mapping[tuple, Marks], line: Iterable[tuple[str, int]]
 ) -> Interval:
-    """Of the gains in accuracy along a line of (model's name, prompts) the one that lies lowest."""
-    accuracy = [[runs[*at, seed].accuracy for seed in course.seeds] for at in line]
-    steps = [
-        over_seeds([after - before for before, after in zip(*pair, strict=True)])
-        for pair in itertools.pairwise(accuracy)
-    ]
-    return min(steps, key=lambda step: step.low)
+    """`stats.smallest_step` of the accuracy along a line of (model's name, prompts)."""
+    return smallest_step([[runs[*at, seed].accuracy for seed in course.seeds] for at in line])
 
 
 def batching(

@@ -292,6 +292,26 @@ def wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (np.sign(a[:, :, None] - b[:, None, :]).mean((1, 2)) + 1) / 2
 
 
+def measure(
+    course: Course,
+    place: tuple[str, str, float, int],
+    policy: Any,
+    yardstick: tuple,
+    before: Written | None = None,
+) -> Written:
+    """`write`, with what it measured recorded at `place`, (claim, condition, x, seed).
+
+    Args:
+        yardstick: the other arguments of `write`, from `reference` to `tries`: what all policies of
+            a comparison are measured with.
+        before: what the policy before the training wrote; the wins over it are recorded, too. It
+            had other random numbers: else an untrained policy would repeat it word by word.
+    """
+    written = write(course, policy, *yardstick, seed=2 * place[-1] + (before is not None))
+    record(course, place, written, before)
+    return written
+
+
 def record(course: Course, place: tuple, written: Written, before: Written | None = None) -> None:
     """Record the means of what a policy wrote, and its wins over the policy `before` training."""
     for name in (*WATCHED, "kl", "length"):

@@ -81,13 +81,15 @@ def points(
     *,
     order: int = 0,
     positions: Mapping | None = None,
+    joined: bool | None = None,
     label: str | None = None,
 ) -> None:
     """Draw this run's values as outlined dots, on the band of the committed results.
 
     The series has the look number `order`; `positions` maps the x of a row to its place on the
-    axis, for categories. The committed results are about the pocket models, so there is a band
-    under the pocket profile alone, and only for what has been committed.
+    axis, for categories. `joined` None joins the committed means unless there are positions; True
+    joins this run's dots as well, for a path. The committed results are about the pocket models,
+    so there is a band under the pocket profile alone, and only for what has been committed.
     """
     from_file = [committed(course.notebook, effort) for effort in ("full", "live")]
     full, live, own = (
@@ -95,8 +97,11 @@ def points(
         for frame in (*from_file, course.results.frame())
     )
     if course.profile.name == "pocket":
-        _band(ax, full, live, series(order), joined=positions is None)
-    look = series(order, linestyle="none", markeredgecolor="black", zorder=5, label=label)
+        lines = positions is None if joined is None else joined
+        _band(ax, full, live, series(order), lines)
+    look = series(order, markeredgecolor="black", zorder=5, label=label, lw=1)
+    look |= {} if joined else {"linestyle": "none"}
+    own = own.sort_values("x") if joined else own
     ax.plot(own["at"], own["value"], **look)
 
 
@@ -129,6 +134,43 @@ def _band(
         ax.plot(at, mean, color=color, linestyle=look["linestyle"])
     else:
         ax.errorbar(at, mean, [mean - low, high - mean], color=color, fmt="_", ms=14, capsize=4)
+
+
+def diagram(
+    ax: Axes,
+    at: Mapping[str, tuple[float, float]],
+    words: Mapping[str, str],
+    edges: list[tuple[str, str]],
+    *,
+    trained: tuple[str, ...] = (),
+    frozen: tuple[str, ...] = (),
+    back: str = "",
+) -> None:
+    """Boxes with words and arrows between them, for a picture of how models work together.
+
+    `at` has the middle of each box; `trained` boxes are blue with a solid frame, `frozen` ones grey
+    with a dashed one. `back` stands on an arrow that returns from the last box to the second.
+    """
+    boxes = {}
+    for name, (x, y) in at.items():
+        look = {"fc": "#cfe8ff"} if name in trained else {"fc": "white", "ec": "white"}
+        look = {"fc": "#eeeeee", "ls": "--"} if name in frozen else look
+        box = {"boxstyle": "round,pad=0.5", **look}
+        boxes[name] = ax.text(x, y, words[name], ha="center", va="center", bbox=box)
+    ax.set(xlim=(0, max(x for x, _ in at.values()) + 1.7), ylim=(-1.1, 4.2))
+    ax.axis("off")
+    patches = {name: box.get_bbox_patch() for name, box in boxes.items()}
+    arrow = {"arrowstyle": "->", "lw": 1.5, "shrinkA": 2, "shrinkB": 2}
+    for start, end in edges:
+        ends = {"patchA": patches[start], "patchB": patches[end]}
+        ax.annotate("", at[end], at[start], arrowprops=arrow | ends)
+    if back:
+        first, last = list(at)[1], list(at)[-1]
+        ends = {"patchA": patches[last], "patchB": patches[first], "color": COLORS[0]}
+        bend = {"connectionstyle": "arc3,rad=-0.55"}
+        ax.annotate("", at[first], at[last], arrowprops=arrow | ends | bend)
+        middle = (at[first][0] + at[last][0]) / 2
+        ax.text(middle, -0.85, back, color=COLORS[0], ha="center")
 
 
 def save_figure(

@@ -6,6 +6,7 @@ for shares, and the prediction interval of one new run, which is what a referenc
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -94,6 +95,17 @@ def over_seeds(runs: Sequence[ArrayLike]) -> Interval:
     if np.isin(row, (0, 1)).all():
         return wilson(int(row.sum()), len(row))
     return bootstrap(row)
+
+
+def smallest_step(runs: Sequence[Sequence[ArrayLike]]) -> Interval:
+    """Of the gains from one condition to the next the one that lies lowest: a test of "always up".
+
+    `runs[c][s]` are the items' values under condition c with seed s, over the same items.
+    """
+    steps = [
+        over_seeds([b - a for a, b in zip(*pair, strict=True)]) for pair in itertools.pairwise(runs)
+    ]
+    return min(steps, key=lambda step: step.low)
 
 
 def ratio_items(a: ArrayLike, b: ArrayLike) -> np.ndarray:

@@ -146,7 +146,7 @@ def test_a_sweep_trains_what_is_not_there_yet(course):
     runs = marks.sweep(course, [(name, 2), (name, 4)], train, held_out, trained)
     assert list(runs) == [(key[0], 2, 0), key]
     assert runs[key].accuracy == pytest.approx(marks.mark(trained[key], held_out[0]).accuracy)
-    step = marks.smallest_step(course, runs, [(key[0], 2), (key[0], 4)])
+    step = marks.smallest_gain(course, runs, [(key[0], 2), (key[0], 4)])
     assert step.estimate == pytest.approx((runs[key].accuracy - runs[key[0], 2, 0].accuracy).mean())
     assert marks.by_heart(trained[key], train[0]).keys() >= {"their ceiling"}
 

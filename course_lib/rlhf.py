@@ -1,0 +1,382 @@
+"""The experiments of notebook 04: a policy against its reward model, and what else it costs.
+
+A run is a name and its settings, arguments of `policies.ppo_policy`; runs are data, and everything
+is trained and measured in the same way. What a training wrote is averaged over windows of
+iterations, since one iteration's 64 answers are few; a peak is never looked for in the answers that
+then have to show the fall.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from course_lib import chat, policies, ppo, search, sources
+from course_lib.experiments import SAMPLING
+from course_lib.models import frozen_copy
+from course_lib.policies import WATCHED, Progress, Written
+from course_lib.preferences import comparisons, load_policy, policy_of
+from course_lib.stages import load, training_history
+from course_lib.stats import Interval, over_seeds, ratio_items, smallest_step
+
+if TYPE_CHECKING:
+    from course_lib.profiles import Course
+
+Runs = Mapping[str, Mapping[str, Any]]  # name -> settings
+Folders = dict[str, dict[int, str]]  # name -> seed -> folder of the trained policy
+WINDOW = 4  # iterations that are averaged
+SHOTS = 3  # demonstrations in front of a prompted base model's request
+BEST_OF = 64  # demonstrations of which these are the best
+NOTED = ("kl", "entropy", "clipfrac", "explained_variance", "completion_length")
+
+
+# ---- runs --------------------------------------------------------------------------------------
+
+
+def train(course: Course, runs: Runs, progress: Progress | None = None) -> Folders:
+    """Train all runs with all seeds, each a stage, and record what they wrote along the way."""
+    folders: Folders = {}
+    for name, settings in runs.items():
+        folders[name] = {}
+        for seed in course.seeds:
+            path = policies.ppo_policy(course, **settings, seed=seed, progress=progress)
+            folders[name][seed] = path
+            record_training(course, name, path, seed, as_it_came(course, settings, seed))
+    return folders
+
+
+def measure(
+    course: Course,
+    runs: Runs,
+    folders: Folders,
+    yardsticks: Mapping[int, tuple],
+    before: Mapping[int, Written],
+) -> dict[str, dict[int, Written]]:
+    """What the trained policies write to the held-out prompts, by run and seed, recorded as "4.1".
+
+    A policy of another size is measured against a reference of its own.
+    """
+    found: dict[str, dict[int, Written]] = {}
+    for name, settings in runs.items():
+        found[name] = {}
+        for seed, folder in folders[name].items():
+            yardstick = yardsticks[seed]
+            if base := settings.get("base"):
+                start = load_policy(course, policy_of(course, base, seed))[0]
+                yardstick = (frozen_copy(start), *yardstick[1:])
+            model, place = load(course, folder)[0], ("4.1", name, 0, seed)
+            found[name][seed] = policies.measure(course, place, model, yardstick, before[seed])
+    return found
+
+
+# ---- along a training --------------------------------------------------------------------------
+
+
+def windows(history: Sequence[Mapping], name: str) -> list[np.ndarray]:
+    """What `ppo_policy` noted of each completion, `name` of `WATCHED`, by window: (iterations, N).
+
+    The completions of a prompt stand side by side. A last window that is not full is left out.
+    """
+    starts = range(0, len(history) - WINDOW + 1, WINDOW)
+    return [np.array([row[name] for row in history[i : i + WINDOW]]) for i in starts]
+
+
+def record_training(
+    course: Course, name: str, folder: str, seed: int, start: Mapping[str, float]
+) -> None:
+    """Record a training as "along", x the last iteration of a window; `start` stands at x = 0."""
+    history = training_history(folder)
+    means = {each: [w.mean() for w in windows(history, each)] for each in WATCHED}
+    for each in NOTED:
+        values = np.array([row[each] for row in history])
+        means[each] = values[: len(values) // WINDOW * WINDOW].reshape(-1, WINDOW).mean(1)
+    if "truth" in start:
+        means["gain"], start = np.array(means["truth"]) - start["truth"], start | {"gain": 0.0}
+    for each, value in start.items():
+        course.results.add("along", name, 0, seed, each, value)
+    for each, values in means.items():
+        for i, value in enumerate(values, start=1):
+            course.results.add("along", name, WINDOW * i, seed, each, value)
+
+
+def as_it_came(course: Course, settings: Mapping[str, Any], seed: int) -> dict[str, float]:
+    """The policy before PPO, by the answers to training prompts that its reward model learned from.
+
+    They are many, and the normalised scores have mean 0 on them by convention. Known for policies
+    of the reward model's own size, and for the truth where there is one.
+    """
+    if settings.get("base"):
+        return {}
+    rows = comparisons(course, "train", settings["n"], seed=seed)
+    scores = [score for row in rows for score in row.get("scores", [])]
+    return {"proxy": 0.0, "kl": 0.0} | ({"truth": float(np.mean(scores))} if scores else {})
+
+
+def after_the_peak(folders: Mapping[int, str]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """From the truth's peak to the end of the training: (fall of the truth, rise of the proxy).
+
+    One array a seed. Where there are several seeds, the others choose a seed's peak; one seed alone
+    is halved: the first completions of all prompts choose for the second ones, and the other way
+    round. So the luck of the answers that made the peak is not counted as a fall.
+    """
+    runs = {seed: training_history(folder) for seed, folder in folders.items()}
+    truth = {seed: np.stack(windows(run, "truth")) for seed, run in runs.items()}  # (W, its, N)
+    proxy = {seed: np.stack(windows(run, "proxy")) for seed, run in runs.items()}
+    falls, rises = [], []
+    for seed in runs:
+        others = [truth[s].mean((1, 2)) for s in runs if s != seed]
+        if others:
+            parts = [(np.mean(others, axis=0), slice(None))]
+        else:
+            first, second = slice(0, None, 2), slice(1, None, 2)
+            ways = (first, second), (second, first)
+            parts = [(truth[seed][..., a].mean((1, 2)), b) for a, b in ways]
+        fall, rise = [], []
+        for chosen_by, own in parts:
+            peak = int(np.argmax(chosen_by))
+            fall.append((truth[seed][peak, :, own] - truth[seed][-1, :, own]).ravel())
+            rise.append((proxy[seed][-1, :, own] - proxy[seed][peak, :, own]).ravel())
+        falls.append(np.concatenate(fall))
+        rises.append(np.concatenate(rise))
+    return falls, rises
+
+
+def later_peak(folders: Sequence[Mapping[int, str]]) -> Interval:
+    """The smallest step of √KL at the truth's peak with the next amount of data, over seeds."""
+    found = []
+    for runs in folders:
+        places = []
+        for folder in runs.values():
+            history = training_history(folder)
+            peak = int(np.argmax([window.mean() for window in windows(history, "truth")]))
+            kl = [row["kl"] for row in history[WINDOW * peak : WINDOW * (peak + 1)]]
+            places.append(np.array([max(0.0, np.mean(kl)) ** 0.5]))
+        found.append(places)
+    return smallest_step(found)
+
+
+def change(folders: Mapping[int, str], name: str) -> list[np.ndarray]:
+    """Last window less first of what was noted of each completion, one array a seed."""
+    found = [windows(training_history(folder), name) for folder in folders.values()]
+    return [(run[-1] - run[0]).ravel() for run in found]
+
+
+def best_of_n(
+    course: Course, policy: Any, yardstick: tuple, before: Written, size: int, seed: int
+) -> None:
+    """Record best-of-n by the reward model, x = n = 1, 2, 4 ... `size`, from one pool a prompt.
+
+    "truth", "proxy" and "wins" are means over all subsets of the pool; "kl" is exact for its
+    duplicates, "textbook kl" is log n - (n - 1) / n. The first prompts only: 48 of a large pool.
+    """
+    *by, rows, _ = yardstick
+    num = 48 if size > 64 else 64
+    pool = policies.write(course, policy, *by, rows[:num], size, seed=1000 + seed)
+    ns = [2**i for i in range(size.bit_length()) if 2**i <= size]
+    beats = np.sign(pool.truth[:, :, None] - before.truth[:num, None, :]).mean(-1) / 2 + 0.5
+    values = {"truth": pool.truth, "proxy": pool.proxy, "wins": beats}
+    kls = [search.best_of_n_kl(ns, search.score_masses(scores)) for scores in pool.proxy]
+    found = {name: search.best_of_n(pool.proxy, ns, v).mean(0) for name, v in values.items()}
+    found |= {"kl": np.mean(kls, axis=0), "textbook kl": search.best_of_n_kl(ns)}
+    found["gain"] = found["truth"] - found["truth"][0]
+    for name, curve in found.items():
+        for n, value in zip(ns, curve, strict=True):
+            course.results.add("along", "best of n", n, seed, name, value)
+
+
+def fitted(course: Course, name: str) -> search.OverOptimisation | None:
+    """Gao et al.'s curve through what was recorded along a run, or along "best of n".
+
+    None where there are too few points, or the gain over the policy as it came is not known.
+    """
+    rows, form = course.results.frame("along", condition=name), "bon" if "best" in name else "rl"
+    wide = rows.pivot_table(index="seed", columns=["measure", "x"], values="value")
+    if not {"gain", "kl"} <= set(wide.columns.get_level_values(0)):
+        return None
+    gains, kl = wide["gain"].to_numpy(), wide["kl"].to_numpy()
+    if gains.shape[1] < 4:
+        return None
+    gains, kl = (gains, kl) if len(gains) > 1 else (gains[0], kl[0])
+    return search.fit_overoptimisation(np.maximum(kl, 0), gains, form)
+
+
+# ---- other models, and the tax -----------------------------------------------------------------
+
+
+def prompted(
+    course: Course, model: str, rows: Sequence[dict], tries: int, seed: int, shots: int = SHOTS
+) -> np.ndarray:
+    """True scores (P, G) of what a base model writes, after `shots` good examples or none.
+
+    The examples are the best of `BEST_OF` demonstrations, by the same score, in a transcript of a
+    user and an assistant, which base models have read in their pretraining: a strong prompt.
+    """
+    from course_lib.chat import complete
+
+    network, tokenizer = load(course, model)
+    kind = ["explain"] if shots else None
+    shown = sources.instruction_rows(course, BEST_OF, seed=seed, kinds=kind) if shots else []
+    scores = policies.judged(course, shown, [row["completion"] for row in shown])["truth"]
+    best = [shown[i] for i in np.argsort(-scores, kind="stable")[:shots]]
+    start = "".join(f"User: {row['prompt']}\nAssistant: {row['completion']}\n\n" for row in best)
+    asked = [f"{start}User: {row['prompt']}\nAssistant:" for row in rows]
+    asked = asked if shots else [row["prompt"] for row in rows]
+    options = SAMPLING | {"num_generations": tries, "seed": seed}
+    texts = complete(network, tokenizer, asked, **options)
+    texts = [text.partition("\nUser:")[0] for text in texts] if shots else texts
+    repeated = [row for row in rows for _ in range(tries)]
+    return policies.judged(course, repeated, texts)["truth"].reshape(len(rows), tries)
+
+
+def play(course: Course, truths: Mapping[str, np.ndarray], seed: int) -> None:
+    """Record as "4.5" how often each model (condition) beats each other one (x), by true score."""
+    for a, mine in truths.items():
+        for b, theirs in truths.items():
+            if a != b:
+                rate = policies.wins(mine, theirs).mean()
+                course.results.add("4.5", a, b, seed, "wins", rate)
+
+
+def tax(
+    course: Course, model: Any, tokenizer: Any, name: str, seed: int, num_items: int = 200
+) -> dict[str, np.ndarray]:
+    """What a policy still knows of its pretraining, recorded as "4.4": loss on documents, exam.
+
+    Returns arrays by item: "document_loss" in nats a token (64,), "exam" 0 or 1 (num_items,).
+    """
+    from course_lib.evaluate import multiple_choice
+    from course_lib.sft import document_losses
+
+    texts = sources.document_texts(course, 64, seed=9)
+    nats, tokens = document_losses(model, tokenizer, texts, course.context)
+    items, _ = sources.exam_rows(course, num_items, seed=0)
+    exam = multiple_choice(model, tokenizer, items, 0).correct * 1.0
+    found = {"document_loss": nats / tokens, "exam": exam}
+    for measure, values in found.items():
+        course.results.add("4.4", name, 0, seed, measure, values.mean())
+    return found
+
+
+def taxes(
+    course: Course, starts: Mapping[int, Any], folders: Folders, tokenizer: Any
+) -> dict[str, dict[int, dict[str, np.ndarray]]]:
+    """`tax` of the policies as they came ("SFT") and of the trained ones, by name and seed."""
+    found: dict[str, dict[int, dict[str, np.ndarray]]] = {"SFT": {}}
+    for seed, model in starts.items():
+        found["SFT"][seed] = tax(course, model, tokenizer, "SFT", seed)
+    for name, by_seed in folders.items():
+        models = {seed: load(course, folder)[0] for seed, folder in by_seed.items()}
+        found[name] = {s: tax(course, model, tokenizer, name, s) for s, model in models.items()}
+    return found
+
+
+# ---- claims of the full run --------------------------------------------------------------------
+
+
+def only_full(
+    course: Course,
+    folders: Folders,
+    before: Mapping[int, Written],
+    after: Mapping[str, Mapping[int, Written]],
+    taxes: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]],
+    played: Mapping[int, Mapping[str, np.ndarray]],
+) -> dict[str, Interval]:
+    """The claims about runs that a live run leaves out, by id; none where these are not there."""
+    if "the truth" not in after:
+        return {}
+    seeds = course.seeds
+
+    def gains(name: str) -> list[np.ndarray]:
+        return [(after[name][s].truth - before[s].truth).mean(1) for s in seeds]
+
+    def distance(name: str) -> list[np.ndarray]:
+        return [after[name][s].kl.mean(1) for s in seeds]
+
+    shares = [ratio_items(*pair) for pair in zip(gains("PPO"), gains("the truth"), strict=True)]
+    nearer = [distance(name) for name in ("β = 0.8", "PPO", "β = 0.05", "no penalty")]
+    amounts = [folders[name] for name in ("64 prompts", "no penalty", "2048 prompts")]
+    weights = ("PPO", "γ = 0.1", "γ = 1.0")
+    kept = [[-taxes[name][s]["document_loss"] for s in seeds] for name in weights]
+    ptx = zip(gains("γ = 1.0"), gains("PPO"), strict=True)
+    small = [policies.wins(played[s]["s, PPO"], played[s]["l, prompted"]) for s in seeds]
+    return {
+        "4.1c": over_seeds(shares),
+        "4.2d": smallest_step(nearer),
+        "4.3e": later_peak(amounts),
+        "4.4c": smallest_step(kept),
+        "4.4d": over_seeds([with_it - without for with_it, without in ptx]),
+        "4.5b": over_seeds(small),
+        "4.6b": over_seeds(change(folders["biased labellers"], "false")),
+    }
+
+
+# ---- looked at closely -------------------------------------------------------------------------
+
+
+def hacked(written: Written, before: Written, num: int = 4) -> list[dict[str, Any]]:
+    """The answers of highest score among those truly worse than the mean `before`, for a table."""
+    worse = np.where(written.truth < before.truth.mean(), written.proxy, -np.inf)
+    places = [np.unravel_index(i, worse.shape) for i in np.argsort(-worse, axis=None)[:num]]
+    return [
+        {
+            "prompt": written.rows[p]["prompt"],
+            "score": float(written.proxy[p, g]),
+            "truth": float(written.truth[p, g]),
+            "answer": written.texts[p, g],
+        }
+        for p, g in places
+    ]
+
+
+def walk(
+    course: Course, policy: Any, yardstick: tuple, config: ppo.PPOConfig, seed: int
+) -> list[dict[str, Any]]:
+    """The shortest of a few answers of a policy, token by token, for a table."""
+    reference, model, tokenizer, rows, _ = yardstick
+    prompts = [chat.render_prompt(tokenizer, row["prompt"]) for row in rows[:24]]
+    scorer = policies.Scorer(course, model, tokenizer, rows)
+    sampling = policies.sampling_config(tokenizer, num_generations=1)
+    rollout = ppo.collect_rollout(policy, reference, None, prompts, scorer, sampling, seed)
+    ppo.compute_advantages(rollout, config, config.beta)
+    i = int(rollout.mask.sum(1).argmin())
+    ids = rollout.rows[i]["input_ids"][len(prompts[i]) :]
+    columns = {
+        "log π": rollout.logprobs,
+        "log π_ref": rollout.ref_logprobs,
+        "-β log(π/π_ref)": -config.beta * (rollout.logprobs - rollout.ref_logprobs),
+        "reward": rollout.rewards,
+    }
+    return [
+        {"token": tokenizer.decode([token])} | {name: float(x[i, t]) for name, x in columns.items()}
+        for t, token in enumerate(ids)
+    ]
+
+
+def passes(
+    course: Course, yardstick: tuple, seed: int, num_epochs: int, **changes: Any
+) -> dict[str, float]:
+    """One rollout of the policy as it came, used for `num_epochs` passes; then it writes anew.
+
+    Returns its KL to the reference, the score and the truth of what it then writes.
+    """
+    own = course.model("base")
+    policy, tokenizer = load_policy(course, policy_of(course, own, seed))
+    rows = policies.prompts_that_fit(course, policy, tokenizer, "train", 64, seed)
+    prompts = [chat.render_prompt(tokenizer, row["prompt"]) for row in rows]
+    value = ppo.ValueHead(policy.config.hidden_size).to(policy.device)
+    scorer = policies.Scorer(course, yardstick[1], tokenizer, rows)
+    sampling = policies.sampling_config(tokenizer, num_generations=1)
+    config = policies.ppo_config(course, own, num_epochs=num_epochs, **changes)
+    at = yardstick[0], value, prompts, scorer, sampling
+    rollout = ppo.collect_rollout(policy, *at, seed)
+    ppo.compute_advantages(rollout, config, config.beta)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=0.0)
+    ppo.update_policy(policy, value, optimizer, rollout, config, random.Random(seed))
+    again = ppo.collect_rollout(policy, *at, seed + 1)
+    ppo.compute_advantages(again, config, config.beta)
+    means = {name: float(np.mean(scorer.seen[1][name])) for name in ("proxy", "truth")}
+    return {"KL after": ppo.rollout_metrics(again)["kl"], **means}
