@@ -39,6 +39,50 @@ def hidden_states(
     return backbone(input_ids=input_ids, use_cache=False, **left).last_hidden_state
 
 
+def last_states(
+    model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
+    """The last token's hidden state (B, H) of each right-padded row: `hidden_states`, for less.
+
+    Nothing reads what the last layer makes of the other tokens, so of these it computes keys and
+    values only: an eighth less work in a model of seven layers, a fifth less in one of four.
+    """
+    backbone, _ = backbone_and_head(model)
+    last = attention_mask.sum(-1) - 1
+    rows = torch.arange(len(last), device=last.device)
+    hidden = backbone.embed_tokens(input_ids)
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+    cos, sin = backbone.rotary_emb(hidden, position_ids=positions)
+    *below, layer = backbone.layers
+    for each in below:
+        hidden = each(hidden, position_ids=positions, position_embeddings=(cos, sin))
+
+    def heads(states: torch.Tensor, norm: str) -> torch.Tensor:
+        """(..., heads * dim) to (..., heads, dim); Qwen3 has a norm for each head."""
+        split = states.unflatten(-1, (-1, attention.head_dim))
+        return getattr(attention, norm)(split) if hasattr(attention, norm) else split
+
+    def rotate(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        left, right = states.chunk(2, -1)
+        turned = torch.cat([-right, left], -1)
+        return states * cos[0, places, None] + turned * sin[0, places, None]
+
+    attention = layer.self_attn
+    states, hidden = layer.input_layernorm(hidden), hidden[rows, last]
+    query = rotate(heads(attention.q_proj(states[rows, last]), "q_norm"), last)  # (B, heads, dim)
+    key = rotate(
+        heads(attention.k_proj(states), "k_norm"), positions[0]
+    )  # (B, T, fewer heads, dim)
+    value = heads(attention.v_proj(states), "no norm")
+    query = query.unflatten(1, (key.shape[2], -1))  # grouped: several queries share a key
+    scores = torch.einsum("bkgd,btkd->bkgt", query * attention.scaling, key)
+    unseen = positions > last[:, None]
+    scores = scores.masked_fill(unseen[:, None, None], float("-inf"))
+    mixed = torch.einsum("bkgt,btkd->bkgd", scores.float().softmax(-1).to(value.dtype), value)
+    hidden = hidden + attention.o_proj(mixed.flatten(1))
+    return backbone.norm(hidden + layer.mlp(layer.post_attention_layernorm(hidden)))
+
+
 def shift_mask(mask: torch.Tensor) -> torch.Tensor:
     """(B, T) mask of tokens to the (B, T - 1) mask of their predictions. Token 0 has none."""
     return mask[:, 1:].bool()

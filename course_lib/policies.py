@@ -257,6 +257,7 @@ class Written:
     length: np.ndarray  # tokens
 
 
+@torch.no_grad()
 def write(
     course: Course,
     policy: Any,
@@ -267,18 +268,41 @@ def write(
     tries: int = 2,
     seed: int = 0,
 ) -> Written:
-    """Let a policy answer the prompts of `rows`, and have it measured; `model` as in `Scorer`."""
-    scorer = Scorer(course, model, tokenizer, rows)
+    """Let a policy answer the prompts of `rows`, and have it measured.
+
+    Args:
+        reference: that the KL is measured from; None where the policy is its own, and KL is 0.
+        model: the reward model, as in `Scorer`.
+    """
     prompts = [chat.render_prompt(tokenizer, row["prompt"]) for row in rows]
-    sampling = sampling_config(tokenizer, num_generations=tries)
-    rollout = ppo.collect_rollout(policy, reference, None, prompts, scorer, sampling, 7 + seed)
-    kl, _ = losses.kl_estimates(rollout.logprobs, rollout.ref_logprobs)
-    (seen,) = scorer.seen
-    found = {name: np.array(values) for name, values in seen.items()}
-    found["kl"] = kl.where(rollout.mask, 0).sum(-1).cpu().numpy()
-    found["length"] = rollout.mask.sum(-1).cpu().numpy()
-    answers = [row["input_ids"][row["completion_mask"].index(1) :] for row in rollout.rows]
-    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+    sampling = sampling_config(tokenizer)
+    out = generate.generate(
+        policy,
+        prompts,
+        max_new_tokens=sampling.max_new_tokens,
+        eos_ids=sampling.eos_ids,
+        pad_id=0,
+        num_generations=tries,
+        seed=seed,
+        batch_size=course.profile.batch["generate"],
+    )
+    asked = [prompt for prompt in prompts for _ in range(tries)]
+    scorer = Scorer(course, model, tokenizer, rows)
+    scorer(asked, out.lists)
+    found = {name: np.array(values) for name, values in scorer.seen[0].items()}
+    found["kl"] = np.zeros(len(asked))
+    if reference is not None:
+        answers = [
+            {"input_ids": prompt + ids, "completion_mask": [0] * len(prompt) + [1] * len(ids)}
+            for prompt, ids in zip(asked, out.lists, strict=True)
+        ]
+        for group in chat.batches(answers, tokens_per_batch=loop.forward_tokens(reference)):
+            mask = out.completion_mask[group]
+            there, _ = ppo.forward(reference, None, [answers[i] for i in group], mask)
+            k1, _ = losses.kl_estimates(out.logprobs[group], there)
+            found["kl"][group] = k1.where(mask, 0).sum(-1).cpu().numpy()
+    found["length"] = out.completion_mask.sum(-1).cpu().numpy()
+    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in out.lists]
     shape = len(rows), tries
     arrays = {name: values.reshape(shape) for name, values in found.items()}
     return Written(list(rows), np.array(texts, dtype=object).reshape(shape), **arrays)
@@ -305,9 +329,12 @@ def measure(
         yardstick: the other arguments of `write`, from `reference` to `tries`: what all policies of
             a comparison are measured with.
         before: what the policy before the training wrote; the wins over it are recorded, too. It
-            had other random numbers: else an untrained policy would repeat it word by word.
+            had other random numbers: else an untrained policy would repeat it word by word. None
+            for that policy itself.
     """
-    written = write(course, policy, *yardstick, seed=2 * place[-1] + (before is not None))
+    reference, *others = yardstick
+    reference, draw = (None, 0) if before is None else (reference, 1)
+    written = write(course, policy, reference, *others, seed=2 * place[-1] + draw)
     record(course, place, written, before)
     return written
 

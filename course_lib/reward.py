@@ -36,7 +36,7 @@ import torch
 from course_lib import CourseError
 from course_lib.chat import Message, batches, collate, render_chat
 from course_lib.history import History
-from course_lib.logprobs import hidden_states
+from course_lib.logprobs import last_states
 from course_lib.loop import (
     Update,
     backward,
@@ -173,8 +173,7 @@ def sequence_scores(
     model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor
 ) -> torch.Tensor:
     """Raw scores (B,) in fp32, read at the last token of each of (B, T) right-padded rows."""
-    last = attention_mask.sum(-1) - 1
-    hidden = hidden_states(model, input_ids)[torch.arange(len(last), device=last.device), last]
+    hidden = last_states(model, input_ids, attention_mask)  # (B, H)
     return (hidden.float() * model.score.weight.float()).sum(-1)  # no matmul: autocast leaves it
 
 

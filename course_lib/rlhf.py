@@ -171,11 +171,11 @@ def best_of_n(
     """Record best-of-n by the reward model, x = n = 1, 2, 4 ... `size`, from one pool a prompt.
 
     "truth", "proxy" and "wins" are means over all subsets of the pool; "kl" is exact for its
-    duplicates, "textbook kl" is log n - (n - 1) / n. The first prompts only: 48 of a large pool.
+    duplicates, "textbook kl" is log n - (n - 1) / n. The first 48 prompts only.
     """
-    *by, rows, _ = yardstick
-    num = 48 if size > 64 else 64
-    pool = policies.write(course, policy, *by, rows[:num], size, seed=1000 + seed)
+    _, *by, rows, _ = yardstick
+    num = 48  # prompts
+    pool = policies.write(course, policy, None, *by, rows[:num], size, seed=1000 + seed)
     ns = [2**i for i in range(size.bit_length()) if 2**i <= size]
     beats = np.sign(pool.truth[:, :, None] - before.truth[:num, None, :]).mean(-1) / 2 + 0.5
     values = {"truth": pool.truth, "proxy": pool.proxy, "wins": beats}
@@ -215,8 +215,6 @@ def prompted(
     The examples are the best of `BEST_OF` demonstrations, by the same score, in a transcript of a
     user and an assistant, which base models have read in their pretraining: a strong prompt.
     """
-    from course_lib.chat import complete
-
     network, tokenizer = load(course, model)
     kind = ["explain"] if shots else None
     shown = sources.instruction_rows(course, BEST_OF, seed=seed, kinds=kind) if shots else []
@@ -226,7 +224,7 @@ def prompted(
     asked = [f"{start}User: {row['prompt']}\nAssistant:" for row in rows]
     asked = asked if shots else [row["prompt"] for row in rows]
     options = SAMPLING | {"num_generations": tries, "seed": seed}
-    texts = complete(network, tokenizer, asked, **options)
+    texts = chat.complete(network, tokenizer, asked, **options)
     texts = [text.partition("\nUser:")[0] for text in texts] if shots else texts
     repeated = [row for row in rows for _ in range(tries)]
     return policies.judged(course, repeated, texts)["truth"].reshape(len(rows), tries)
@@ -333,27 +331,33 @@ def hacked(written: Written, before: Written, num: int = 4) -> list[dict[str, An
 
 
 def walk(
-    course: Course, policy: Any, yardstick: tuple, config: ppo.PPOConfig, seed: int
+    course: Course, policy: Any, yardstick: tuple, beta: float, seed: int, num: int = 12
 ) -> list[dict[str, Any]]:
-    """The shortest of a few answers of a policy, token by token, for a table."""
+    """An answer of a policy to the first prompt, as PPO sees it, for a table.
+
+    The `num` tokens that count most, in their order, and a line with the sums over all of them.
+    """
     reference, model, tokenizer, rows, _ = yardstick
-    prompts = [chat.render_prompt(tokenizer, row["prompt"]) for row in rows[:24]]
+    prompts = [chat.render_prompt(tokenizer, row["prompt"]) for row in rows[:1]]
     scorer = policies.Scorer(course, model, tokenizer, rows)
     sampling = policies.sampling_config(tokenizer, num_generations=1)
     rollout = ppo.collect_rollout(policy, reference, None, prompts, scorer, sampling, seed)
-    ppo.compute_advantages(rollout, config, config.beta)
-    i = int(rollout.mask.sum(1).argmin())
-    ids = rollout.rows[i]["input_ids"][len(prompts[i]) :]
+    ppo.compute_advantages(rollout, ppo.PPOConfig(beta=beta), beta)
+    ids = rollout.rows[0]["input_ids"][len(prompts[0]) :]
     columns = {
-        "log π": rollout.logprobs,
-        "log π_ref": rollout.ref_logprobs,
-        "-β log(π/π_ref)": -config.beta * (rollout.logprobs - rollout.ref_logprobs),
-        "reward": rollout.rewards,
+        "log π": rollout.logprobs[0],
+        "log π_ref": rollout.ref_logprobs[0],
+        "-β log(π/π_ref)": -beta * (rollout.logprobs - rollout.ref_logprobs)[0],
+        "reward": rollout.rewards[0],
     }
-    return [
-        {"token": tokenizer.decode([token])} | {name: float(x[i, t]) for name, x in columns.items()}
-        for t, token in enumerate(ids)
+    heaviest = columns["reward"].abs().argsort(descending=True)[:num].sort().values.tolist()
+    table = [
+        {"place": str(t + 1), "token": tokenizer.decode([ids[t]])}
+        | {name: float(values[t]) for name, values in columns.items()}
+        for t in heaviest
     ]
+    sums = {name: float(values.sum()) for name, values in columns.items()}
+    return [*table, {"place": "all", "token": f"{len(ids)} tokens"} | sums]
 
 
 def passes(

@@ -41,7 +41,7 @@ def live_run(tmp_path_factory) -> LiveRun:
         pytest.skip("there is no notebook in notebooks/")
     build = tmp_path_factory.mktemp("build")
     before, start = tracked_state(), time.perf_counter()
-    process = course("run", build=build, timeout=300 * len(NOTEBOOKS))
+    process = course("run", build=build, timeout=600 * len(NOTEBOOKS))
     assert process.returncode == 0, f"`course run` failed:\n{tail(process)}"
     seconds = time.perf_counter() - start
     return LiveRun(build, process.stdout, seconds, claims(build), before)

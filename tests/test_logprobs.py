@@ -6,8 +6,16 @@ from tiny import CHAT, tiny
 
 from course_lib import logprobs as module
 from course_lib.chat import collate, render_chat
-from course_lib.logprobs import entropy, sequence_logps, shift_mask, token_logprobs
+from course_lib.logprobs import (
+    entropy,
+    hidden_states,
+    last_states,
+    sequence_logps,
+    shift_mask,
+    token_logprobs,
+)
 from course_lib.losses import sft_loss
+from course_lib.models import add_lora
 
 KINDS = ["llama", "smollm2", "qwen3"]
 
@@ -97,3 +105,24 @@ def test_entropy_of_known_distributions():
     uniform = torch.zeros(2, 8)
     assert entropy(uniform).tolist() == pytest.approx([2.0794415] * 2)
     assert entropy(torch.tensor([100.0, 0.0])).item() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_last_state_alone_is_the_same_with_the_same_gradients(kind, lora):
+    model, tokenizer = tiny(kind)
+    torch.manual_seed(0)
+    model = add_lora(model, r=2) if lora else model
+    _, batch = make_batch(tokenizer)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    last = mask.sum(-1) - 1
+    assert last.tolist() != [ids.shape[1] - 1] * len(ids)  # one row has pads
+    whole = hidden_states(model, ids)[torch.arange(len(ids)), last]
+    found, gradients = [], []
+    for states in (whole, last_states(model, ids, mask)):
+        model.zero_grad()
+        (states * torch.linspace(-1, 1, states.shape[-1])).mean().backward()
+        found.append(states.detach())
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(*found)
+    torch.testing.assert_close(*gradients)

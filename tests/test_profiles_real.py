@@ -123,7 +123,8 @@ FAMILIES = {
 }
 # Knobs of the notebooks that make a run short; what is not a knob there is left out. With fewer
 # prompts a model that knows nothing may score 0 on all of them, and a ratio of scores is no number.
-SHORT = {"NUM_EXAMPLES": "512", "NUM_PROMPTS": "32", "NUM_ITEMS": "16"}
+SHORT = {"NUM_EXAMPLES": "512", "NUM_PROMPTS": "32", "NUM_ITEMS": "16", "NUM_TEST": "24"}
+SHORT |= {"NUM_STEPS": "4", "POOL": "4"}
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +184,7 @@ def write_stand_ins(folder) -> None:
         turns = [f"\n\nHuman: Is {a} > {b} ({i})?\n\nAssistant: " for i, (a, b) in enumerate(sums)]
         rows = [{"chosen": turn + "Let us see.", "rejected": turn + "No."} for turn in turns]
         write(f"hh_rlhf/{part}-base-test.jsonl.gz", rows)
-    for split, each in (("dev", 5), ("test", 40)):
+    for split, each in (("dev", 5), ("test", 80)):
         items = [
             {
                 "subject": subject,
@@ -227,6 +228,7 @@ def test_all_notebooks_run_under_the_profile(profile, model_folders, data_enviro
         profile,
         *settings(*models, *FAMILIES[profile][3]),
         build=tmp_path,
+        timeout=600 * len(NOTEBOOKS),
         **data_environment,
     )
     assert process.returncode == 0, tail(process)

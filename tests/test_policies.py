@@ -1,0 +1,118 @@
+"""Policies trained on preferences: what is scored, what is measured, what is kept."""
+
+import numpy as np
+import pytest
+import torch
+from test_preferences import course  # noqa: F401  its instruct model has seen 8 demonstrations
+from test_stages import folder  # noqa: F401  a tiny base model
+from tiny import tiny
+
+from course_lib import chat, dpo, policies, preferences, reward, stages
+from course_lib.models import frozen_copy
+from course_lib.world.instructions import explain_prompts
+from course_lib.world.judge import judge
+
+SHORT = {"num_steps": 2, "minibatch_size": 32}
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Few and short completions."""
+    made = policies.sampling_config
+    few = {"num_prompts": 4, "max_new_tokens": 12}
+    monkeypatch.setattr(
+        policies, "sampling_config", lambda tokenizer, **more: made(tokenizer, **few | more)
+    )
+    monkeypatch.setattr(policies, "PPO_PROMPTS", 12)
+
+
+def test_a_cut_answer_gets_the_end_of_its_turn_and_the_truth_is_noted(course):  # noqa: F811
+    model, tokenizer = tiny()
+    rows = explain_prompts("test", 2)
+    scorer = policies.Scorer(course, reward.make_reward_model(model), tokenizer, rows)
+    end = tokenizer.convert_tokens_to_ids(chat.end_of_turn(tokenizer))
+    prompts = [chat.render_prompt(tokenizer, row["prompt"]) for row in rows]
+    text = tokenizer("The moon landing was in 1969.", add_special_tokens=False)["input_ids"]
+    cut, whole = scorer([prompts[0]] * 2, [text, [*text, end]])
+    assert cut == whole  # the labellers saw the same text
+    (seen,) = scorer.seen
+    assert seen["truth"] == [judge(rows[0], "The moon landing was in 1969.").score] * 2
+    other = policies.Scorer(course, None, tokenizer, rows)
+    assert float(other([prompts[0]], [text])[0]) == pytest.approx(
+        seen["truth"][0] / policies.TRUTH_UNIT
+    )
+
+
+def test_false_statements_are_counted():
+    from course_lib.profiles import setup
+
+    known = setup(notebook="04")
+    row = explain_prompts("test", 1)[0]
+    found = policies.judged(known, [row], [f"  {row['prompt']} "])
+    assert found["truth"][0] == judge(row, row["prompt"]).score and found["false"][0] == 0
+    from course_lib.world.instructions import contrast
+
+    texts = contrast(row)
+    false = policies.judged(known, [row] * 2, [texts["plain, true"], texts["plain, false"]])
+    assert false["false"].tolist() == [0, 1]
+
+
+def test_wins_by_hand():
+    a, b = np.array([[3.0, 1.0], [0.0, 0.0]]), np.array([[2.0, 1.0], [1.0, 5.0]])
+    assert policies.wins(a, b).tolist() == [(1 + 1 + 0 + 0.5) / 4, 0.0]
+    assert policies.wins(a, b) + policies.wins(b, a) == pytest.approx([1, 1])
+
+
+def test_an_untrained_policy_is_at_no_distance(course, short):  # noqa: F811
+    model, tokenizer = preferences.load_policy(course, preferences.policy_of(course, "base", 0))
+    rows = policies.prompts_that_fit(course, model, tokenizer, "test", 3)
+    yardstick = frozen_copy(model), reward.make_reward_model(model), tokenizer, rows, 2
+    before = policies.measure(course, ("4.1", "SFT", 0, 0), model, yardstick)
+    assert before.kl == pytest.approx(0, abs=1e-4) and before.truth.shape == (3, 2)
+    assert [judge(rows[1], text).score for text in before.texts[1]] == pytest.approx(
+        before.truth[1].tolist(), abs=1e-4
+    )
+    again = policies.measure(course, ("4.1", "same", 0, 0), model, yardstick, before)
+    assert again.kl == pytest.approx(0, abs=1e-4)
+    assert (again.texts != before.texts).any()  # other random numbers
+    with torch.no_grad():
+        model.model.norm.weight *= 1.3
+    moved = policies.write(course, model, *yardstick)
+    assert np.abs(moved.kl).mean() > 0.01
+    frame = course.results.frame("4.1")
+    assert set(frame["measure"]) == {"truth", "proxy", "false", "kl", "length", "wins"}
+    assert len(frame[frame["measure"] == "wins"]) == 1
+
+
+def test_a_ppo_policy_is_trained_once_and_notes_every_completion(course, short):  # noqa: F811
+    steps = []
+
+    def progress(total):
+        steps.append(total)
+        return lambda row: None
+
+    first = policies.ppo_policy(course, 6, 3, progress=progress, **SHORT)
+    assert policies.ppo_policy(course, 6, 3, progress=progress, **SHORT) == first
+    history = stages.training_history(first)
+    assert len(history) == 2 and len(history[0]["truth"]) == len(history[0]["false"]) == 8
+    assert history[0]["scores/mean"] == pytest.approx(np.mean(history[0]["proxy"]), abs=1e-3)
+    assert history[0]["kl"] == pytest.approx(0, abs=1e-4)
+    for other in ({"panel": "nobody"}, {"panel": "biased"}, {"beta": 0.0}, {"seed": 1}):
+        assert policies.ppo_policy(course, 6, 3, **SHORT | other) != first
+    with_documents = policies.ppo_policy(course, 6, 3, **SHORT, ptx_coef=0.5)
+    assert stages.training_history(with_documents)[0]["ptx_loss"] > 0
+
+
+def test_a_dpo_policy_learns_from_the_best_and_the_worst(course):  # noqa: F811
+    rows = preferences.comparisons(course, "train", 5, 3)
+    _, tokenizer = stages.load(course, course.model("base"))
+    pairs = policies.preference_pairs(course, tokenizer, "train", 5, 3)
+    for row, pair in zip(rows, pairs, strict=True):
+        assert pair["chosen"] == row["completions"][row["ranks"].index(1)]
+        assert pair["rejected"] == row["completions"][row["ranks"].index(3)]
+    good, counts = dpo.check_pairs(pairs)
+    assert len(good) == counts["good"]
+    first = policies.dpo_policy(course, 5, 3, num_epochs=1)
+    assert policies.dpo_policy(course, 5, 3, num_epochs=1) == first
+    assert policies.dpo_policy(course, 5, 3, num_epochs=1, beta=0.5) != first
+    assert stages.training_history(first)[0]["loss"] == pytest.approx(np.log(2), abs=1e-4)

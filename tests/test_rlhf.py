@@ -1,0 +1,139 @@
+"""The experiments of notebook 04: peaks without luck, best-of-n, and who plays whom."""
+
+import numpy as np
+import pytest
+from test_policies import short  # noqa: F401  few and short completions
+from test_preferences import course  # noqa: F401  its instruct model has seen 8 demonstrations
+from test_stages import folder  # noqa: F401  a tiny base model
+
+from course_lib import chat, policies, preferences, reward, rlhf
+from course_lib.models import frozen_copy
+from course_lib.policies import Written
+
+
+@pytest.fixture
+def histories(monkeypatch):
+    """Histories by name, in the place of folders."""
+    found = {}
+    monkeypatch.setattr(rlhf, "training_history", found.get)
+    return found
+
+
+def history(truth, rng, n=16, spread=1.0):
+    """One iteration's completions around each of the true means; KL grows by one nat a window."""
+    return [
+        {
+            "truth": (mean + spread * rng.normal(size=n)).tolist(),
+            "proxy": [0.1 * i] * n,
+            "false": [i / 10] * n,
+            "kl": i / rlhf.WINDOW,
+        }
+        for i, mean in enumerate(truth)
+    ]
+
+
+def test_luck_alone_makes_a_peak_but_no_fall(histories):
+    rng, naive, one, many = np.random.default_rng(0), [], [], []
+    for _ in range(200):
+        for seed in range(3):
+            histories[seed] = history(np.zeros(32), rng)
+        means = [window.mean() for window in rlhf.windows(histories[0], "truth")]
+        naive.append(max(means) - means[-1])
+        one.append(np.mean(rlhf.after_the_peak({0: 0})[0]))
+        many.append(np.mean([f.mean() for f in rlhf.after_the_peak({s: s for s in range(3)})[0]]))
+    assert np.mean(naive) > 0.15  # the peak of noise lies above its last value
+    assert abs(np.mean(one)) < 0.04 and abs(np.mean(many)) < 0.04
+
+
+def test_a_true_fall_and_what_the_score_did_meanwhile(histories):
+    rng = np.random.default_rng(1)
+    truth = np.repeat([0.0, 2.0, 1.0, -1.0], rlhf.WINDOW)
+    for seed in (0, 1):
+        histories[seed] = history(truth, rng, spread=0.1)
+    for folders in ({0: 0}, {0: 0, 1: 1}):
+        falls, rises = rlhf.after_the_peak(folders)
+        assert len(falls) == len(folders)
+        assert falls[0].mean() == pytest.approx(3, abs=0.1)
+        assert rises[0].mean() == pytest.approx(0.1 * 2 * rlhf.WINDOW)
+    assert np.mean(rlhf.change({0: 0}, "false")) == pytest.approx(1.2)
+    early = history(np.repeat([2.0, 0, 0, 0], rlhf.WINDOW), rng, spread=0.1)
+    histories.update({2: early, 3: early})
+    step = rlhf.later_peak([{2: 2, 3: 3}, {0: 0, 1: 1}])
+    assert step.estimate == pytest.approx(1.375**0.5 - 0.375**0.5)
+
+
+def test_a_training_is_recorded_by_window(course, histories):  # noqa: F811
+    rows = history(np.arange(9.0), np.random.default_rng(0), spread=0)
+    more = dict.fromkeys(rlhf.NOTED[1:], 1.0)
+    histories["run"] = [row | more for row in rows]  # the ninth iteration fills no window
+    rlhf.record_training(course, "PPO", "run", 0, {"truth": 1.0, "kl": 0.0})
+    frame = course.results.frame("along", condition="PPO")
+    wide = frame.pivot_table(index="x", columns="measure", values="value")
+    assert wide.index.tolist() == [0, 4, 8]
+    assert wide["truth"].tolist() == [1, 1.5, 5.5] and wide["gain"].tolist() == [0, 0.5, 4.5]
+
+
+def test_best_of_n_starts_at_the_policy_and_its_curve_is_fitted(course, short):  # noqa: F811
+    model, tokenizer = preferences.load_policy(course, preferences.policy_of(course, "base", 0))
+    rows = policies.prompts_that_fit(course, model, tokenizer, "test", 3)
+    yardstick = frozen_copy(model), reward.make_reward_model(model), tokenizer, rows, 2
+    before = policies.write(course, model, *yardstick)
+    rlhf.best_of_n(course, model, yardstick, before, 8, seed=0)
+    wide = course.results.frame("along").pivot_table(index="x", columns="measure", values="value")
+    assert wide.index.tolist() == [1, 2, 4, 8]
+    assert (
+        wide["gain"][1] == wide["kl"][1] == 0 and (wide["kl"] <= wide["textbook kl"] + 1e-9).all()
+    )
+    assert (np.diff(wide["proxy"]) >= 0).all()
+    fit = rlhf.fitted(course, "best of n")
+    assert fit is None or fit.form == "bon"
+    assert rlhf.fitted(course, "no such run") is None
+
+
+def test_prompted_models_get_their_best_examples(course, monkeypatch):  # noqa: F811
+    asked = []
+
+    def complete(model, tokenizer, texts, **sampling):
+        asked.extend(texts)
+        return ["Yes.\nUser: no"] * len(texts) * sampling["num_generations"]
+
+    monkeypatch.setattr(chat, "complete", complete)
+    base = course.model("base")
+    rows = policies.prompts_that_fit(course, *preferences.load(course, base), "test", 2)
+    assert rlhf.prompted(course, base, rows, 2, seed=0).shape == (2, 2)
+    assert asked[0].count("User:") == rlhf.SHOTS + 1
+    assert asked[0].endswith(f"User: {rows[0]['prompt']}\nAssistant:")
+    rlhf.prompted(course, base, rows, 2, seed=0, shots=0)
+    assert asked[-1] == rows[1]["prompt"]
+
+
+def test_a_match_has_a_winner_and_a_loser(course):  # noqa: F811
+    rng = np.random.default_rng(0)
+    truths = {"a": rng.normal(size=(5, 2)), "b": rng.normal(size=(5, 4))}
+    rlhf.play(course, truths, 0)
+    rates = course.results.frame("4.5")["value"]
+    assert len(rates) == 2 and rates.sum() == pytest.approx(1)
+
+
+def test_hacked_answers_are_those_that_please_the_wrong_one():
+    truth, proxy = np.array([[5.0, -1.0], [-2.0, 4.0]]), np.array([[9.0, 2.0], [3.0, 1.0]])
+    texts = np.array([["good", "bad"], ["worst", "fine"]], dtype=object)
+    empty = np.zeros((2, 2))
+    written = Written([{"prompt": "p"}, {"prompt": "q"}], texts, truth, proxy, *[empty] * 3)
+    shown = rlhf.hacked(written, written, num=2)
+    assert [row["answer"] for row in shown] == ["worst", "bad"] and shown[0]["prompt"] == "q"
+
+
+def test_a_walk_adds_up_to_the_score_less_the_penalty(course, short):  # noqa: F811
+    model, tokenizer = preferences.load_policy(course, preferences.policy_of(course, "base", 0))
+    rows = policies.prompts_that_fit(course, model, tokenizer, "test", 3)
+    yardstick = frozen_copy(model), reward.make_reward_model(model), tokenizer, rows, 2
+    *table, total = rlhf.walk(course, model, yardstick, 0.5, 0, num=4)
+    assert len(table) == 4 and [int(row["place"]) for row in table] == sorted(
+        int(row["place"]) for row in table
+    )
+    score = table[-1]["reward"]  # of the last token: policy and reference are the same
+    assert total["reward"] == pytest.approx(score, abs=1e-4)
+    assert total["-β log(π/π_ref)"] == pytest.approx(0, abs=1e-4)
+    found = rlhf.passes(course, yardstick, 0, 2, beta=0.5, cliprange=float("inf"))
+    assert set(found) == {"KL after", "proxy", "truth"}
