@@ -1,0 +1,348 @@
+"""DPO beside PPO and best-of-n: true score against KL, operations, the implicit reward.
+
+What notebook 05 measures. All policies of one seed start from the same reference, answer the same
+held-out prompts, and are compared prompt by prompt with what the reference wrote (`Bench`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from course_lib import CourseError, chat, generate, marks, policies, reward, search
+from course_lib.cache import MANIFEST
+from course_lib.logprobs import sequence_logps, shift_mask, token_logprobs
+from course_lib.loop import evaluating, forward_tokens, to_device
+from course_lib.losses import dpo_loss
+from course_lib.models import frozen_copy, num_parameters
+from course_lib.policies import Written
+from course_lib.preferences import SAMPLING, load_policy, policy_of, reward_model
+from course_lib.reward import Comparison
+from course_lib.stages import load, training_history
+from course_lib.stats import t_interval
+
+if TYPE_CHECKING:
+    from course_lib.profiles import Course
+
+TRIES = 4  # answers to each held-out prompt that a policy is judged by
+WATCHED = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy")
+
+
+# ---- a bandit ----------------------------------------------------------------------------------
+
+
+def bandit_descent(
+    reference: torch.Tensor, shares: torch.Tensor, beta: float, num_steps: int
+) -> torch.Tensor:
+    """Gradient descent on DPO's loss over all pairs of K answers to one prompt.
+
+    Args:
+        reference: (K,) probabilities of the answers, where the policy starts.
+        shares: (K, K), how often answer i is preferred to j. With the exact probabilities it is the
+            expected loss, with counts from a few comparisons that of these labels.
+
+    Returns:
+        (num_steps + 1, K) log-probabilities of the policy. The rate is 4 / beta², so that the
+        implicit rewards move at a pace that does not depend on beta.
+    """
+    start, (i, j) = reference.log(), torch.triu_indices(len(reference), len(reference), 1)
+    logits = start.clone().requires_grad_()
+    path = [start]
+    for _ in range(num_steps):
+        logps = logits.log_softmax(-1)
+        loss, _ = dpo_loss(logps[i], logps[j], start[i], start[j], beta, 1 - shares[i, j])
+        (slope,) = torch.autograd.grad(loss, logits)
+        logits.data -= 4 / beta**2 * slope
+        path.append(logits.detach().log_softmax(-1))
+    return torch.stack(path)
+
+
+# ---- measuring policies ------------------------------------------------------------------------
+
+
+@dataclass
+class Bench:
+    """What all policies of one seed are measured with."""
+
+    course: Course
+    seed: int
+    reference: Any  # the policy before training, frozen
+    tokenizer: Any
+    reward_model: Any
+    reward_folder: str
+    rows: list[dict]  # of P held-out prompts
+    before: Written  # what the reference wrote, (P, TRIES)
+    pool: Written  # and once more, (P, N), for best-of-n
+
+
+@dataclass
+class Point:
+    """A policy, or best-of-n, on the plot of true score against distance."""
+
+    kl: float  # KL(policy ‖ reference) in nats
+    truth: np.ndarray  # (P,) mean true score at each prompt
+    wins: np.ndarray  # (P,) how often its answers beat the reference's there
+
+
+def load_bench(
+    course: Course,
+    n: int,
+    k: int,
+    num_prompts: int,
+    num_pool: int,
+    seed: int,
+    progress: Callable | None = None,
+) -> Bench:
+    """The bench of one seed; trains its policy and the reward model on `n` x `k` answers if needed.
+
+    `num_prompts` held-out prompts; to each the reference writes `TRIES` + `num_pool` answers.
+    """
+    policy, tokenizer = load_policy(course, policy_of(course, course.model("base"), seed))
+    folder = reward_model(course, n, k, seed=seed, progress=progress)
+    model = reward.load_reward_model(folder, course.device)
+    rows = policies.prompts_that_fit(course, policy, tokenizer, "test", num_prompts, seed)
+    written = write_start(course, policy, model, tokenizer, rows, TRIES + num_pool, seed)
+    before, pool = part(written, slice(TRIES)), part(written, slice(TRIES, None))
+    return Bench(course, seed, frozen_copy(policy), tokenizer, model, folder, rows, before, pool)
+
+
+def write_start(
+    course: Course,
+    policy: Any,
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[dict],
+    tries: int,
+    seed: int,
+) -> Written:
+    """As `policies.write` for the reference itself, whose KL is 0 and need not be computed."""
+    prompts = [chat.render_prompt(tokenizer, row["prompt"]) for row in rows]
+    stops = {"eos_ids": chat.stop_ids(tokenizer), "pad_id": tokenizer.pad_token_id}
+    many = {"num_generations": tries, "seed": 70 + seed, **stops, **SAMPLING}
+    many["batch_size"] = course.profile.batch["generate"]
+    lists = generate.generate(policy, prompts, **many).lists
+    scorer = policies.Scorer(course, model, tokenizer, rows)
+    scorer([prompt for prompt in prompts for _ in range(tries)], lists)
+    found = {name: np.array(values) for name, values in scorer.seen[0].items()}
+    found |= {"kl": np.zeros(len(lists)), "length": np.array([len(ids) for ids in lists])}
+    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in lists]
+    found["texts"] = np.array(texts, dtype=object)
+    arrays = {name: values.reshape(len(rows), tries) for name, values in found.items()}
+    return Written(rows=list(rows), **arrays)
+
+
+def part(written: Written, columns: slice) -> Written:
+    """Some of the answers to each prompt."""
+    arrays = {k: v[:, columns] for k, v in vars(written).items() if k != "rows"}
+    return Written(rows=written.rows, **arrays)
+
+
+def measure(bench: Bench, folder: str, claim: str, condition: str, x: float) -> Written:
+    """Let the policy in `folder` answer the bench's prompts; the means are recorded."""
+    policy, _ = load(bench.course, folder)
+    judged_with = bench.reference, bench.reward_model, bench.tokenizer
+    written = policies.write(
+        bench.course, policy, *judged_with, bench.rows, TRIES, 900 + bench.seed
+    )
+    place = claim, condition, x, bench.seed
+    policies.record(bench.course, place, written, bench.before)
+    return written
+
+
+def point(bench: Bench, written: Written) -> Point:
+    """Where what a policy wrote lies."""
+    wins = policies.wins(written.truth, bench.before.truth)
+    return Point(float(written.kl.mean()), written.truth.mean(1), wins)
+
+
+def best_of(bench: Bench, ns: Sequence[int]) -> dict[int, Point]:
+    """Best-of-n by the reward model, from the bench's pool, recorded.
+
+    Means over all subsets of the pool; the KL is that of each prompt's distinct scores, so equal
+    texts count as one (`search.best_of_n_kl`).
+    """
+    pool, before = bench.pool, bench.before
+    beats = np.sign(pool.truth[:, :, None] - before.truth[:, None, :]).mean(-1) / 2 + 0.5  # (P, N)
+    kl = np.mean([search.best_of_n_kl(ns, search.score_masses(p)) for p in pool.proxy], axis=0)
+    named = {"truth": pool.truth, "proxy": pool.proxy, "length": pool.length, "wins": beats}
+    found = {name: search.best_of_n(pool.proxy, ns, values) for name, values in named.items()}
+    for i, n in enumerate(ns):
+        place = "5.2", "best-of-n", n, bench.seed
+        bench.course.results.add(*place, "kl", max(kl[i], 0.0))
+        for name, values in found.items():
+            bench.course.results.add(*place, name, values[:, i].mean())
+    columns = zip(kl, found["truth"].T, found["wins"].T, strict=True)
+    return {n: Point(max(float(d), 0.0), t, w) for n, (d, t, w) in zip(ns, columns, strict=True)}
+
+
+def at_kl(bench: Bench, points: Sequence[Point], kl: float) -> np.ndarray:
+    """The true score (P,) that a method reaches at a distance of `kl` nats.
+
+    Between two neighbours of its frontier, and from the reference to the first, a straight line in
+    the square root of KL, along which scores rise about evenly at first (Gao et al. 2022). Beyond
+    the last point the last one counts: nobody has to spend all the distance that is allowed.
+    """
+    points = sorted(points, key=lambda one: one.kl)
+    places = np.sqrt([0.0, *(one.kl for one in points)])
+    scores = np.array([bench.before.truth.mean(1), *(one.truth for one in points)])
+    right = int(np.clip(np.searchsorted(places, np.sqrt(kl)), 1, len(points)))
+    width = places[right] - places[right - 1]
+    share = 1.0 if width == 0 else np.clip((np.sqrt(kl) - places[right - 1]) / width, 0, 1)
+    return (1 - share) * scores[right - 1] + share * scores[right]
+
+
+def curve(frame: pd.DataFrame, condition: str, measure: str) -> pd.DataFrame:
+    """A method's frontier in recorded results: columns d = sqrt(KL), mean, low, high, by x.
+
+    Means over seeds with their 95% t-interval, which has no width for a single seed.
+    """
+    rows = frame[(frame["claim"] == "5.2") & (frame["condition"] == condition)]
+    found = []
+    for x, here in rows.groupby("x"):
+        values = here[here["measure"] == measure]["value"]
+        mean = low = high = values.mean()
+        if len(values) > 1:
+            mean, low, high = t_interval(values)
+        d = np.sqrt(max(0.0, here[here["measure"] == "kl"]["value"].mean()))
+        found.append({"x": x, "d": d, "mean": mean, "low": low, "high": high})
+    return pd.DataFrame(found, columns=["x", "d", "mean", "low", "high"]).sort_values("d")
+
+
+# ---- training, as it went ----------------------------------------------------------------------
+
+
+def record_training(
+    course: Course, folder: str, num_pairs: int, batch_size: int, seed: int, bins: int = 24
+) -> None:
+    """Record means of a DPO training's metrics, in bins of steps; x is passes over the pairs."""
+    for rows in np.array_split(np.array(training_history(folder), dtype=object), bins):
+        steps = [row["step"] for row in rows]
+        at = round(float(np.mean(steps or [0])) * batch_size / num_pairs, 3)
+        for name in WATCHED if len(rows) else ():
+            value = np.mean([row[name] for row in rows])
+            course.results.add("train", "DPO", at, seed, name, value)
+
+
+def seconds(folder: str) -> float:
+    """How long the stage in `folder` took, wherever it was made; 0 for what was not made here."""
+    path = Path(folder) / MANIFEST
+    return json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
+
+
+def operations(
+    bench: Bench, dpo_folder: str, num_passes: float, ppo_folder: str, **ppo_changes: Any
+) -> dict[str, dict[str, float]]:
+    """Floating-point operations of "DPO" and "PPO" by part, recorded: 2 N a token read or written,
+    6 N a token trained on (Kaplan et al. 2020, arXiv:2001.08361), N the policy's parameters.
+
+    Not counted, on either side: the reference's own training, the ranked answers and their labels,
+    and what is measured afterwards. PPO's value head is left out: it is a single row of weights.
+    """
+    course, tokenizer, n = bench.course, bench.tokenizer, num_parameters(bench.reference)
+    pairs = sum(row["num_tokens"] for row in training_history(dpo_folder))
+    answers = sum(row["num_tokens"] for row in training_history(bench.reward_folder))
+    history = training_history(ppo_folder)
+    sampling = policies.sampling_config(tokenizer)
+    config = policies.ppo_config(course, course.model("base"), **ppo_changes)
+    rows = policies.prompts_that_fit(
+        course, bench.reference, tokenizer, "train", policies.PPO_PROMPTS, bench.seed
+    )
+    prompt = np.mean([len(chat.render_prompt(tokenizer, row["prompt"])) for row in rows])
+    prompts = prompt * len(history) * min(sampling.num_prompts, len(rows))
+    written = sum(row["num_tokens"] for row in history)
+    texts = sampling.num_generations * prompts + written
+    found = {
+        "DPO": {"reference reads the pairs": 2 * pairs / num_passes, "training": 6 * pairs},
+        "PPO": {
+            "reward model: training": 6 * answers,
+            "reward model: its scale": 2 * answers,
+            "writing answers": 2 * (prompts + written),
+            "scoring them": 2 * texts,
+            "policy and reference read them": 4 * texts,
+            "training": 6 * config.num_epochs * texts,
+        },
+    }
+    for method, parts in found.items():
+        for name, tokens in parts.items():
+            parts[name] = float(n * tokens)
+            course.results.add("5.1", method, name, bench.seed, "operations", parts[name])
+    return found
+
+
+# ---- the implicit reward -----------------------------------------------------------------------
+
+
+def answer_logps(model: Any, tokenizer: Any, rows: Sequence[Comparison]) -> np.ndarray:
+    """Log-probability (n,) of each completion of rendered comparisons, row after row."""
+    answers = []
+    for row in rows:
+        start = len(chat.render_prompt(tokenizer, row["prompt"]))
+        masks = ([int(i >= start) for i in range(len(ids))] for ids in row["completions"])
+        pairs = zip(row["completions"], masks, strict=True)
+        answers += [{"input_ids": ids, "completion_mask": mask} for ids, mask in pairs]
+    logps = np.zeros(len(answers))
+    with evaluating(model):
+        for group in chat.batches(answers, tokens_per_batch=forward_tokens(model)):
+            batch = to_device(chat.collate([answers[i] for i in group], 0), model)
+            ids, mask = batch["input_ids"], batch["completion_mask"]
+            found = sequence_logps(token_logprobs(model, ids, mask=mask), shift_mask(mask))
+            logps[group] = found.double().cpu().numpy()
+    return logps
+
+
+def implicit_marks(
+    bench: Bench, policy: Any, rows: Sequence[Comparison], beta: float, name: str
+) -> marks.Marks:
+    """How beta log π/π_ref does as a reward model on rendered comparisons, recorded as `name`."""
+    logps = [answer_logps(model, bench.tokenizer, rows) for model in (policy, bench.reference)]
+    margins = reward.pair_margins(rows, beta * (logps[0] - logps[1]))
+    found = marks.marks_of(rows, *margins)
+    return marks.record(bench.course, found, ("5.4", name, 0, bench.seed))
+
+
+# ---- how much it depends on the learning rate and the seed -------------------------------------
+
+
+def tuned(bench: Bench, method: str, n: int, k: int, factor: float, **changes: Any) -> float:
+    """Points gained over the reference by "DPO" or "PPO" at `factor` times its learning rate.
+
+    Recorded with what else is measured. A training that stopped itself, because KL or a loss
+    exploded, gains nothing: one goes on with the reference.
+    """
+    course, base = bench.course, bench.course.model("base")
+    train, config = {
+        "DPO": (policies.dpo_policy, policies.dpo_config),
+        "PPO": (policies.ppo_policy, policies.ppo_config),
+    }[method]
+    rate = factor * config(course, base).learning_rate
+    place, gain = ("5.3", method, factor, bench.seed), 0.0
+    try:
+        folder = train(course, n, k, seed=bench.seed, learning_rate=rate, **changes)
+        gain = measure(bench, folder, *place[:3]).truth.mean() - bench.before.truth.mean()
+    except CourseError as error:
+        if "the weights are back" not in str(error):
+            raise
+    course.results.add(*place, "gain", gain)
+    return float(gain)
+
+
+def spread(gains: Mapping[tuple[str, float, int], float], method: str) -> dict[str, np.ndarray]:
+    """By seed (S,): "seeds", the distance from the seeds' mean at the usual rate, in points; and
+    "rates", the best gain less the worst over the learning rates.
+
+    `gains` has keys (method, factor, seed). The mean of "seeds" is Levene's measure of spread.
+    """
+    mine = {key[1:]: gain for key, gain in gains.items() if key[0] == method}
+    factors = sorted({factor for factor, _ in mine})
+    table = np.array(
+        [[mine[f, s] for f in factors] for s in sorted({s for _, s in mine})]
+    )  # (S, F)
+    usual = table[:, factors.index(1)]
+    return {"seeds": np.abs(usual - usual.mean()), "rates": table.max(1) - table.min(1)}
