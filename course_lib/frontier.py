@@ -6,7 +6,10 @@ held-out prompts, and are compared prompt by prompt with what the reference wrot
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +19,30 @@ import numpy as np
 import pandas as pd
 import torch
 
-from course_lib import CourseError, chat, generate, marks, policies, reward, search
+from course_lib import CourseError, chat, dpo, generate, marks, policies, reward, search
 from course_lib.cache import MANIFEST
+from course_lib.dpo import DPOConfig
 from course_lib.logprobs import sequence_logps, shift_mask, token_logprobs
-from course_lib.loop import evaluating, forward_tokens, to_device
+from course_lib.loop import endless, evaluating, forward_tokens, to_device
 from course_lib.losses import dpo_loss
 from course_lib.models import frozen_copy, num_parameters
 from course_lib.policies import Written
 from course_lib.preferences import SAMPLING, load_policy, policy_of, reward_model
+from course_lib.results import committed
 from course_lib.reward import Comparison
 from course_lib.stages import load, training_history
-from course_lib.stats import t_interval
+from course_lib.stats import over_seeds, t_interval
 
 if TYPE_CHECKING:
     from course_lib.profiles import Course
 
 TRIES = 4  # answers to each held-out prompt that a policy is judged by
+MEASURED = {
+    "truth": "true score",
+    "kl": "KL (nats)",
+    "length": "tokens",
+    "false": "false statements",
+}
 WATCHED = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy")
 
 
@@ -64,6 +75,43 @@ def bandit_descent(
     return torch.stack(path)
 
 
+# ---- the data ----------------------------------------------------------------------------------
+
+
+def pair_summary(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Of rankings as from `preferences.comparisons`: the best and worst answers, and all pairs.
+
+    A table with the number of pairs, how often the label agrees with the true score (a tie counts
+    one half; "unknown" without a truth), and the mean words of chosen and rejected answers.
+    """
+    ends = [[(int(np.argmin(row["ranks"])), int(np.argmax(row["ranks"])))] for row in rows]
+    kinds = {"best and worst": ends, "all pairs": [reward.pairs_of(row) for row in rows]}
+    table = []
+    for name, pairs in kinds.items():
+        found = [(row, *pair) for row, some in zip(rows, pairs, strict=True) for pair in some]
+        right: Any = "unknown"
+        if all("scores" in row for row in rows):
+            gaps = [row["scores"][i] - row["scores"][j] for row, i, j in found]
+            right = float(np.mean(np.sign(gaps)) / 2 + 0.5)
+        chosen, rejected = (
+            float(np.mean([len(one[0]["completions"][one[side]].split()) for one in found]))
+            for side in (1, 2)
+        )
+        table.append({"": name, "pairs": len(found), "label agrees with the truth": right})
+        table[-1] |= {"words of chosen": chosen, "words of rejected": rejected}
+    return table
+
+
+def show_pair(tokenizer: Any, pair: dict) -> str:
+    """HTML of both answers of a rendered pair after their prompt, tokens that count in colour."""
+    shown = []
+    for side in ("chosen", "rejected"):
+        mask = [0] * len(pair["prompt_ids"]) + [1] * len(pair[f"{side}_ids"])
+        tokens = chat.show_tokens(tokenizer, pair["prompt_ids"] + pair[f"{side}_ids"], mask)
+        shown.append(f"<p><b>{side}</b></p>{tokens}")
+    return "".join(shown)
+
+
 # ---- measuring policies ------------------------------------------------------------------------
 
 
@@ -94,22 +142,22 @@ class Point:
 def load_bench(
     course: Course,
     n: int,
-    k: int,
     num_prompts: int,
     num_pool: int,
     seed: int,
     progress: Callable | None = None,
 ) -> Bench:
-    """The bench of one seed; trains its policy and the reward model on `n` x `k` answers if needed.
+    """The bench of one seed; its policy and its reward model, on `n` prompts, are made if needed.
 
     `num_prompts` held-out prompts; to each the reference writes `TRIES` + `num_pool` answers.
     """
     policy, tokenizer = load_policy(course, policy_of(course, course.model("base"), seed))
-    folder = reward_model(course, n, k, seed=seed, progress=progress)
+    folder = reward_model(course, n, seed=seed, progress=progress)
     model = reward.load_reward_model(folder, course.device)
     rows = policies.prompts_that_fit(course, policy, tokenizer, "test", num_prompts, seed)
     written = write_start(course, policy, model, tokenizer, rows, TRIES + num_pool, seed)
     before, pool = part(written, slice(TRIES)), part(written, slice(TRIES, None))
+    policies.record(course, ("5.1", "before", 0, seed), before, before)
     return Bench(course, seed, frozen_copy(policy), tokenizer, model, folder, rows, before, pool)
 
 
@@ -144,13 +192,16 @@ def part(written: Written, columns: slice) -> Written:
     return Written(rows=written.rows, **arrays)
 
 
+def write(bench: Bench, policy: Any) -> Written:
+    """Let a policy answer the bench's prompts."""
+    judged_with = bench.reference, bench.reward_model, bench.tokenizer
+    tries, seed = bench.before.truth.shape[1], 900 + bench.seed
+    return policies.write(bench.course, policy, *judged_with, bench.rows, tries, seed)
+
+
 def measure(bench: Bench, folder: str, claim: str, condition: str, x: float) -> Written:
     """Let the policy in `folder` answer the bench's prompts; the means are recorded."""
-    policy, _ = load(bench.course, folder)
-    judged_with = bench.reference, bench.reward_model, bench.tokenizer
-    written = policies.write(
-        bench.course, policy, *judged_with, bench.rows, TRIES, 900 + bench.seed
-    )
+    written = write(bench, load(bench.course, folder)[0])
     place = claim, condition, x, bench.seed
     policies.record(bench.course, place, written, bench.before)
     return written
@@ -160,6 +211,28 @@ def point(bench: Bench, written: Written) -> Point:
     """Where what a policy wrote lies."""
     wins = policies.wins(written.truth, bench.before.truth)
     return Point(float(written.kl.mean()), written.truth.mean(1), wins)
+
+
+def summary(
+    benches: Mapping[int, Bench], runs: Mapping[tuple[str, int], Written]
+) -> list[dict[str, Any]]:
+    """A table of what was written before training and by each method's policies, with intervals.
+
+    `runs` has keys (method, seed). Intervals are over prompts, or over seeds where there are more.
+    """
+    runs = {("before", seed): bench.before for seed, bench in benches.items()} | dict(runs)
+    table = []
+    for method in dict.fromkeys(name for name, _ in runs):
+        mine = [runs[method, seed] for seed in benches]
+        row: dict[str, Any] = {"": method}
+        for name, words in MEASURED.items():
+            row[words] = str(over_seeds([getattr(one, name).mean(1) for one in mine]))
+        pairs = zip(mine, benches.values(), strict=True)
+        wins = [policies.wins(one.truth, bench.before.truth) for one, bench in pairs]
+        table.append(
+            row | {"wins over before": "" if method == "before" else str(over_seeds(wins))}
+        )
+    return table
 
 
 def best_of(bench: Bench, ns: Sequence[int]) -> dict[int, Point]:
@@ -198,24 +271,94 @@ def at_kl(bench: Bench, points: Sequence[Point], kl: float) -> np.ndarray:
     return (1 - share) * scores[right - 1] + share * scores[right]
 
 
-def curve(frame: pd.DataFrame, condition: str, measure: str) -> pd.DataFrame:
-    """A method's frontier in recorded results: columns d = sqrt(KL), mean, low, high, by x.
+def ahead(bench: Bench, points: Sequence[Point], rival: Point) -> np.ndarray:
+    """True score (P,) that a method's frontier has more than the rival, at the rival's KL."""
+    return at_kl(bench, points, rival.kl) - rival.truth
 
-    Means over seeds with their 95% t-interval, which has no width for a single seed.
+
+def trace(
+    bench: Bench,
+    usual: Mapping[str, Written],
+    n: int,
+    settings: Mapping[str, dict],
+    betas: Mapping[str, Sequence[float]],
+    progress: Callable | None = None,
+) -> dict[str, list[Point]]:
+    """The frontier of each method along its beta, recorded.
+
+    `usual` is what its policy with the usual `settings` wrote; policies with the other `betas` are
+    trained here.
     """
+    found: dict[str, list[Point]] = {}
+    for method, written in usual.items():
+        place = "5.2", method, settings[method]["beta"], bench.seed
+        policies.record(bench.course, place, written, bench.before)
+        found[method] = [point(bench, written)]
+        train = {"DPO": policies.dpo_policy, "PPO": policies.ppo_policy}[method]
+        for beta in betas[method]:
+            if beta != settings[method]["beta"]:
+                options = {**settings[method], "beta": beta}
+                folder = train(bench.course, n, seed=bench.seed, progress=progress, **options)
+                other = measure(bench, folder, "5.2", method, beta)
+                found[method].append(point(bench, other))
+    return found
+
+
+def curve(course: Course, condition: str, measure: str, effort: str | None = None) -> pd.DataFrame:
+    """A method's frontier: columns x, d = sqrt(KL), mean, low, high, in the order of d.
+
+    From this run's results, or the committed ones of an `effort` (those are about the pocket
+    models). Means over seeds with their 95% t-interval, which has no width for a single seed. It
+    starts at the model before training, without an x.
+    """
+    frame = course.results.frame()
+    if effort is not None:
+        frame = committed(course.notebook, effort)
+        frame = frame if course.profile.name == "pocket" else frame[:0]
+    before = frame[(frame["claim"] == "5.1") & (frame["condition"] == "before")]
     rows = frame[(frame["claim"] == "5.2") & (frame["condition"] == condition)]
+    places = [] if condition == "best-of-n" else [(None, before)]  # best of 1 is where it starts
     found = []
-    for x, here in rows.groupby("x"):
+    for x, here in [*places, *rows.groupby("x")]:
         values = here[here["measure"] == measure]["value"]
-        mean = low = high = values.mean()
-        if len(values) > 1:
-            mean, low, high = t_interval(values)
-        d = np.sqrt(max(0.0, here[here["measure"] == "kl"]["value"].mean()))
-        found.append({"x": x, "d": d, "mean": mean, "low": low, "high": high})
+        if len(values):
+            mean = low = high = values.mean()
+            if len(values) > 1:
+                mean, low, high = t_interval(values)
+            d = np.sqrt(max(0.0, here[here["measure"] == "kl"]["value"].mean()))
+            found.append({"x": x, "d": d, "mean": mean, "low": low, "high": high})
     return pd.DataFrame(found, columns=["x", "d", "mean", "low", "high"]).sort_values("d")
 
 
 # ---- training, as it went ----------------------------------------------------------------------
+
+
+def in_order(pairs: Sequence[dict], seed: int) -> list[dict]:
+    """The ids alone of rendered pairs, in the order in which `train_dpo` reads them first."""
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    order = itertools.islice(endless(len(pairs), random.Random(seed)), len(pairs))
+    return [{name: pairs[i][name] for name in names} for i in order]
+
+
+def fresh(bench: Bench) -> Any:
+    """A copy of the reference that can be trained."""
+    return copy.deepcopy(bench.reference).requires_grad_(True)
+
+
+def trial(bench: Bench, rows: Sequence[dict], config: DPOConfig, name: str) -> dict[str, Any]:
+    """A short DPO training on rendered pairs, as a row of a table; recorded as claim "break"."""
+    policy = fresh(bench)
+    history = dpo.train_dpo(policy, rows, config)
+    written = write(bench, policy)
+    policies.record(bench.course, ("break", name, 0, bench.seed), written, bench.before)
+    return {
+        "": name,
+        "first loss": history[0]["loss"],
+        "true score": float(written.truth.mean()),
+        "KL (nats)": float(written.kl.mean()),
+        "tokens": float(written.length.mean()),
+        "wins over before": float(policies.wins(written.truth, bench.before.truth).mean()),
+    }
 
 
 def record_training(
@@ -307,14 +450,26 @@ def implicit_marks(
     return marks.record(bench.course, found, ("5.4", name, 0, bench.seed))
 
 
+def reward_marks(bench: Bench, rows: Sequence[Comparison]) -> marks.Marks:
+    """The same of the reward model itself."""
+    place = "5.4", "reward model", 0, bench.seed
+    return marks.record(bench.course, marks.mark(bench.reward_model, rows), place)
+
+
 # ---- how much it depends on the learning rate and the seed -------------------------------------
 
 
-def tuned(bench: Bench, method: str, n: int, k: int, factor: float, **changes: Any) -> float:
-    """Points gained over the reference by "DPO" or "PPO" at `factor` times its learning rate.
+def note_gain(bench: Bench, method: str, factor: float, written: Written | None) -> float:
+    """Points gained over the reference, recorded; None gains nothing: one keeps the reference."""
+    gain = 0.0 if written is None else float(written.truth.mean() - bench.before.truth.mean())
+    bench.course.results.add("5.3", method, factor, bench.seed, "gain", gain)
+    return gain
 
-    Recorded with what else is measured. A training that stopped itself, because KL or a loss
-    exploded, gains nothing: one goes on with the reference.
+
+def tuned(bench: Bench, method: str, n: int, factor: float, **changes: Any) -> Written | None:
+    """What "DPO" or "PPO" writes after training at `factor` times its usual learning rate.
+
+    None where the training stopped itself, because KL or a loss exploded.
     """
     course, base = bench.course, bench.course.model("base")
     train, config = {
@@ -322,15 +477,34 @@ def tuned(bench: Bench, method: str, n: int, k: int, factor: float, **changes: A
         "PPO": (policies.ppo_policy, policies.ppo_config),
     }[method]
     rate = factor * config(course, base).learning_rate
-    place, gain = ("5.3", method, factor, bench.seed), 0.0
     try:
-        folder = train(course, n, k, seed=bench.seed, learning_rate=rate, **changes)
-        gain = measure(bench, folder, *place[:3]).truth.mean() - bench.before.truth.mean()
+        folder = train(course, n, seed=bench.seed, learning_rate=rate, **changes)
     except CourseError as error:
         if "the weights are back" not in str(error):
             raise
-    course.results.add(*place, "gain", gain)
-    return float(gain)
+        return None
+    return measure(bench, folder, "5.3", method, factor)
+
+
+def gains_by_rate(
+    benches: Mapping[int, Bench],
+    runs: Mapping[tuple[str, int], Written],
+    n: int,
+    settings: Mapping[str, dict],
+    factors: Sequence[float],
+) -> dict[tuple[str, float, int], float]:
+    """Points gained by (method, factor on its learning rate, seed), recorded.
+
+    `runs` are those at the usual rate, factor 1, by (method, seed); the others are trained with
+    the same `settings` of each method.
+    """
+    gains = {}
+    for (method, seed), written in runs.items():
+        gains[method, 1.0, seed] = note_gain(benches[seed], method, 1.0, written)
+        for factor in factors:
+            other = tuned(benches[seed], method, n, factor, **settings[method])
+            gains[method, factor, seed] = note_gain(benches[seed], method, factor, other)
+    return gains
 
 
 def spread(gains: Mapping[tuple[str, float, int], float], method: str) -> dict[str, np.ndarray]:
