@@ -327,7 +327,8 @@ def curve(course: Course, condition: str, measure: str, effort: str | None = Non
                 mean, low, high = t_interval(values)
             d = np.sqrt(max(0.0, here[here["measure"] == "kl"]["value"].mean()))
             found.append({"x": x, "d": d, "mean": mean, "low": low, "high": high})
-    return pd.DataFrame(found, columns=["x", "d", "mean", "low", "high"]).sort_values("d")
+    table = pd.DataFrame(found, columns=["x", "d", "mean", "low", "high"], dtype=float)
+    return table.sort_values("d")
 
 
 # ---- training, as it went ----------------------------------------------------------------------
