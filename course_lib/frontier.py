@@ -60,7 +60,7 @@ def bandit_descent(
             expected loss, with counts from a few comparisons that of these labels.
 
     Returns:
-        (num_steps + 1, K) log-probabilities of the policy. The rate is 4 / beta², so that the
+        (num_steps + 1, K) log-probabilities of the policy. The rate is 1 / beta², so that the
         implicit rewards move at a pace that does not depend on beta.
     """
     start, (i, j) = reference.log(), torch.triu_indices(len(reference), len(reference), 1)
@@ -70,7 +70,7 @@ def bandit_descent(
         logps = logits.log_softmax(-1)
         loss, _ = dpo_loss(logps[i], logps[j], start[i], start[j], beta, 1 - shares[i, j])
         (slope,) = torch.autograd.grad(loss, logits)
-        logits.data -= 4 / beta**2 * slope
+        logits.data -= slope / beta**2
         path.append(logits.detach().log_softmax(-1))
     return torch.stack(path)
 
@@ -192,10 +192,9 @@ def part(written: Written, columns: slice) -> Written:
     return Written(rows=written.rows, **arrays)
 
 
-def write(bench: Bench, policy: Any) -> Written:
+def write(bench: Bench, policy: Any, tries: int = TRIES) -> Written:
     """Let a policy answer the bench's prompts."""
-    judged_with = bench.reference, bench.reward_model, bench.tokenizer
-    tries, seed = bench.before.truth.shape[1], 900 + bench.seed
+    judged_with, seed = (bench.reference, bench.reward_model, bench.tokenizer), 900 + bench.seed
     return policies.write(bench.course, policy, *judged_with, bench.rows, tries, seed)
 
 
@@ -350,7 +349,7 @@ def trial(bench: Bench, rows: Sequence[dict], config: DPOConfig, name: str) -> d
     """A short DPO training on rendered pairs, as a row of a table; recorded as claim "break"."""
     policy = fresh(bench)
     history = dpo.train_dpo(policy, rows, config)
-    written = write(bench, policy)
+    written = write(bench, policy, TRIES // 2)
     policies.record(bench.course, ("break", name, 0, bench.seed), written, bench.before)
     return {
         "": name,
@@ -372,6 +371,28 @@ def record_training(
         for name in WATCHED if len(rows) else ():
             value = np.mean([row[name] for row in rows])
             course.results.add("train", "DPO", at, seed, name, value)
+
+
+def record_held_out(course: Course, metrics: Mapping[str, Any], passes: float, seed: int) -> None:
+    """Record what `evaluate_dpo` said of held-out pairs after so many passes."""
+    for name in WATCHED:
+        course.results.add("train", "held-out", passes, seed, name, float(metrics[name]))
+
+
+def cost_table(costs: Mapping[str, Mapping[str, float]]) -> list[dict[str, str]]:
+    """`operations` as a table, in per cent of PPO's total."""
+    whole, table = sum(costs["PPO"].values()), []
+    for method, parts in costs.items():
+        for part, n in {**parts, "total": sum(parts.values())}.items():
+            table.append({"": method, "part": part, "% of PPO's total": f"{100 * n / whole:.1f}"})
+    return table
+
+
+def longer_ppo(costs: Mapping[str, Mapping[str, float]], num_steps: int, ratio: float) -> float:
+    """How many iterations PPO would have to run for DPO to take `ratio` of its operations."""
+    once = sum(n for part, n in costs["PPO"].items() if part.startswith("reward model"))
+    each = (sum(costs["PPO"].values()) - once) / num_steps
+    return (sum(costs["DPO"].values()) / ratio - once) / each
 
 
 def seconds(folder: str) -> float:
@@ -442,13 +463,19 @@ def answer_logps(model: Any, tokenizer: Any, rows: Sequence[Comparison]) -> np.n
 
 
 def implicit_marks(
-    bench: Bench, policy: Any, rows: Sequence[Comparison], beta: float, name: str
-) -> marks.Marks:
-    """How beta log π/π_ref does as a reward model on rendered comparisons, recorded as `name`."""
-    logps = [answer_logps(model, bench.tokenizer, rows) for model in (policy, bench.reference)]
-    margins = reward.pair_margins(rows, beta * (logps[0] - logps[1]))
-    found = marks.marks_of(rows, *margins)
-    return marks.record(bench.course, found, ("5.4", name, 0, bench.seed))
+    bench: Bench, policies: Mapping[str, tuple[str, float]], rows: Sequence[Comparison]
+) -> dict[str, marks.Marks]:
+    """How beta log π/π_ref does as a reward model on rendered comparisons, recorded.
+
+    `policies` has a folder and a beta by name.
+    """
+    reference, found = answer_logps(bench.reference, bench.tokenizer, rows), {}
+    for name, (folder, beta) in policies.items():
+        policy, _ = load(bench.course, folder)
+        rewards = beta * (answer_logps(policy, bench.tokenizer, rows) - reference)
+        found[name] = marks.marks_of(rows, *reward.pair_margins(rows, rewards))
+        marks.record(bench.course, found[name], ("5.4", name, 0, bench.seed))
+    return found
 
 
 def reward_marks(bench: Bench, rows: Sequence[Comparison]) -> marks.Marks:

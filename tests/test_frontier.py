@@ -39,7 +39,7 @@ def bench(before, pool=None, **more):
 
 @pytest.mark.parametrize("beta", [0.2, 1.0])
 def test_with_exact_labels_the_bandit_reaches_the_tilted_reference(beta):
-    path = frontier.bandit_descent(REFERENCE, SHARES, beta, 1500).exp()
+    path = frontier.bandit_descent(REFERENCE, SHARES, beta, 2000).exp()
     best = REFERENCE * (REWARDS / beta).exp()
     torch.testing.assert_close(path[0], REFERENCE)
     torch.testing.assert_close(path[-1], best / best.sum(), atol=2e-3, rtol=0)
@@ -108,7 +108,7 @@ def test_a_curve_starts_before_training_and_goes_outwards():
     assert frontier.curve(run, "best-of-n", "truth").empty
 
 
-def test_the_implicit_reward_is_the_margin_of_dpo():
+def test_the_implicit_reward_is_the_margin_of_dpo(monkeypatch):
     policy, tokenizer = tiny()
     reference = frozen_copy(policy)
     torch.manual_seed(0)
@@ -127,9 +127,16 @@ def test_the_implicit_reward_is_the_margin_of_dpo():
     assert margins == pytest.approx(dpo.evaluate_dpo(policy, pairs, 0.3)["margins"], abs=1e-3)
     here = bench(written([[0.0]]))
     here.reference, here.tokenizer = reference, tokenizer
-    found = frontier.implicit_marks(here, reference, rows, 0.3, "untrained")
-    assert found.accuracy == pytest.approx(np.full(6, 0.5))  # all margins are 0
-    assert here.course.results.frame("5.4", "accuracy")["value"].tolist() == pytest.approx([0.5])
+    folders = {"untrained": reference, "trained": policy}
+    monkeypatch.setattr(frontier, "load", lambda run, name: (folders[name], tokenizer))
+    asked = {name: (name, 0.3) for name in folders}
+    found = frontier.implicit_marks(here, asked, rows)
+    assert found["untrained"].accuracy == pytest.approx(np.full(6, 0.5))  # all margins are 0
+    known = preferences.pair_probabilities(rows)
+    right = np.where(margins > 0, known, 1 - known).reshape(6, 3).mean(1)
+    assert found["trained"].accuracy == pytest.approx(right)
+    recorded = here.course.results.frame("5.4", "accuracy", "trained")["value"].tolist()
+    assert recorded == pytest.approx([right.mean()])
 
 
 def test_operations_are_counted_by_hand(course, tmp_path, monkeypatch):  # noqa: F811
@@ -161,6 +168,9 @@ def test_operations_are_counted_by_hand(course, tmp_path, monkeypatch):  # noqa:
         },
     }
     assert course.results.frame("5.1", "operations", "DPO")["value"].sum() == n * 1400
+    steps = frontier.longer_ppo(found, 2, 0.2)  # the part that grows with the iterations
+    grown = {part: n * (1 if "model" in part else steps / 2) for part, n in found["PPO"].items()}
+    assert sum(found["DPO"].values()) == pytest.approx(0.2 * sum(grown.values()))
 
 
 def test_spread_over_seeds_and_over_rates():
