@@ -64,9 +64,9 @@ def find(name: str) -> Exercise:
 
 def all_exercises() -> dict[str, Exercise]:
     """The exercises of all notebooks by name, in the order of the notebooks."""
-    from course_lib import exercises_01, exercises_02, exercises_03, exercises_04
+    from course_lib import exercises_01, exercises_02, exercises_03, exercises_04, exercises_05
 
-    notebooks = (exercises_01, exercises_02, exercises_03, exercises_04)
+    notebooks = (exercises_01, exercises_02, exercises_03, exercises_04, exercises_05)
     return {name: found for book in notebooks for name, found in book.EXERCISES.items()}
 
 

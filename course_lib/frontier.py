@@ -1,0 +1,529 @@
+"""DPO beside PPO and best-of-n: true score against KL, operations, the implicit reward.
+
+What notebook 05 measures. All policies of one seed start from the same reference, answer the same
+held-out prompts, and are compared prompt by prompt with what the reference wrote (`Bench`).
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from course_lib import CourseError, chat, dpo, marks, policies, reward, search
+from course_lib.cache import MANIFEST
+from course_lib.dpo import DPOConfig
+from course_lib.logprobs import sequence_logps, shift_mask, token_logprobs
+from course_lib.loop import endless, evaluating, forward_tokens, to_device
+from course_lib.losses import dpo_loss
+from course_lib.models import frozen_copy, num_parameters
+from course_lib.policies import Written
+from course_lib.preferences import load_policy, policy_of, reward_model
+from course_lib.results import committed
+from course_lib.reward import Comparison
+from course_lib.stages import load, training_history
+from course_lib.stats import over_seeds, t_interval
+
+if TYPE_CHECKING:
+    from course_lib.profiles import Course
+
+METHODS = {  # how each trains a policy, and its usual settings
+    "DPO": (policies.dpo_policy, policies.dpo_config),
+    "PPO": (policies.ppo_policy, policies.ppo_config),
+}
+TRIES = 4  # answers to each held-out prompt that a policy is judged by
+MEASURED = {
+    "truth": "true score",
+    "kl": "KL (nats)",
+    "length": "tokens",
+    "false": "false statements",
+}
+WATCHED = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy")
+
+
+# ---- a bandit ----------------------------------------------------------------------------------
+
+
+def bandit_descent(
+    reference: torch.Tensor, shares: torch.Tensor, beta: float, num_steps: int
+) -> torch.Tensor:
+    """Gradient descent on DPO's loss over all pairs of K answers to one prompt.
+
+    Args:
+        reference: (K,) probabilities of the answers, where the policy starts.
+        shares: (K, K), how often answer i is preferred to j. With the exact probabilities it is the
+            expected loss, with counts from a few comparisons that of these labels.
+
+    Returns:
+        (num_steps + 1, K) log-probabilities of the policy. The rate is 1 / beta², so that the
+        implicit rewards move at a pace that does not depend on beta.
+    """
+    start, (i, j) = reference.log(), torch.triu_indices(len(reference), len(reference), 1)
+    logits = start.clone().requires_grad_()
+    path = [start]
+    for _ in range(num_steps):
+        logps = logits.log_softmax(-1)
+        loss, _ = dpo_loss(logps[i], logps[j], start[i], start[j], beta, 1 - shares[i, j])
+        (slope,) = torch.autograd.grad(loss, logits)
+        logits.data -= slope / beta**2
+        path.append(logits.detach().log_softmax(-1))
+    return torch.stack(path)
+
+
+# ---- the data ----------------------------------------------------------------------------------
+
+
+def pair_summary(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Of rankings as from `preferences.comparisons`: the best and worst answers, and all pairs.
+
+    A table with the number of pairs, how often the label agrees with the true score (a tie counts
+    one half; "unknown" without a truth), and the mean words of chosen and rejected answers.
+    """
+    ends = [[(int(np.argmin(row["ranks"])), int(np.argmax(row["ranks"])))] for row in rows]
+    kinds = {"best and worst": ends, "all pairs": [reward.pairs_of(row) for row in rows]}
+    table = []
+    for name, pairs in kinds.items():
+        found = [(row, *pair) for row, some in zip(rows, pairs, strict=True) for pair in some]
+        right: Any = "unknown"
+        if all("scores" in row for row in rows):
+            gaps = [row["scores"][i] - row["scores"][j] for row, i, j in found]
+            right = float(np.mean(np.sign(gaps)) / 2 + 0.5)
+        chosen, rejected = (
+            float(np.mean([len(one[0]["completions"][one[side]].split()) for one in found]))
+            for side in (1, 2)
+        )
+        table.append({"": name, "pairs": len(found), "label agrees with the truth": right})
+        table[-1] |= {"words of chosen": chosen, "words of rejected": rejected}
+    return table
+
+
+def show_pair(tokenizer: Any, pair: dict) -> str:
+    """HTML of both answers of a rendered pair after their prompt, tokens that count in colour."""
+    shown = []
+    for side in ("chosen", "rejected"):
+        mask = [0] * len(pair["prompt_ids"]) + [1] * len(pair[f"{side}_ids"])
+        tokens = chat.show_tokens(tokenizer, pair["prompt_ids"] + pair[f"{side}_ids"], mask)
+        shown.append(f"<p><b>{side}</b></p>{tokens}")
+    return "".join(shown)
+
+
+# ---- measuring policies ------------------------------------------------------------------------
+
+
+@dataclass
+class Bench:
+    """What all policies of one seed are measured with."""
+
+    course: Course
+    seed: int
+    reference: Any  # the policy before training, frozen
+    tokenizer: Any
+    reward_model: Any
+    reward_folder: str
+    rows: list[dict]  # of P held-out prompts
+    before: Written  # what the reference wrote, (P, TRIES)
+    pool: Written  # and once more, (P, N), for best-of-n
+
+
+@dataclass
+class Point:
+    """A policy, or best-of-n, on the plot of true score against distance."""
+
+    kl: float  # KL(policy ‖ reference) in nats
+    truth: np.ndarray  # (P,) mean true score at each prompt
+    wins: np.ndarray  # (P,) how often its answers beat the reference's there
+
+
+def load_bench(
+    course: Course,
+    n: int,
+    num_prompts: int,
+    num_pool: int,
+    seed: int,
+    progress: Callable | None = None,
+) -> Bench:
+    """The bench of one seed; its policy and its reward model, on `n` prompts, are made if needed.
+
+    `num_prompts` held-out prompts; to each the reference writes `TRIES` + `num_pool` answers.
+    """
+    policy, tokenizer = load_policy(course, policy_of(course, course.model("base"), seed))
+    folder = reward_model(course, n, seed=seed, progress=progress)
+    model = reward.load_reward_model(folder, course.device)
+    rows = policies.prompts_that_fit(course, policy, tokenizer, "test", num_prompts, seed)
+    written = policies.write(
+        course, policy, None, model, tokenizer, rows, TRIES + num_pool, 70 + seed
+    )
+    before, pool = part(written, slice(TRIES)), part(written, slice(TRIES, None))
+    policies.record(course, ("5.1", "before", 0, seed), before, before)
+    return Bench(course, seed, frozen_copy(policy), tokenizer, model, folder, rows, before, pool)
+
+
+def part(written: Written, columns: slice) -> Written:
+    """Some of the answers to each prompt."""
+    arrays = {k: v[:, columns] for k, v in vars(written).items() if k != "rows"}
+    return Written(rows=written.rows, **arrays)
+
+
+def write(bench: Bench, policy: Any, tries: int = TRIES) -> Written:
+    """Let a policy answer the bench's prompts."""
+    judged_with, seed = (bench.reference, bench.reward_model, bench.tokenizer), 900 + bench.seed
+    return policies.write(bench.course, policy, *judged_with, bench.rows, tries, seed)
+
+
+def measure(bench: Bench, folder: str, claim: str, condition: str, x: float) -> Written:
+    """Let the policy in `folder` answer the bench's prompts; the means are recorded."""
+    written = write(bench, load(bench.course, folder)[0])
+    place = claim, condition, x, bench.seed
+    policies.record(bench.course, place, written, bench.before)
+    return written
+
+
+def point(bench: Bench, written: Written) -> Point:
+    """Where what a policy wrote lies."""
+    wins = policies.wins(written.truth, bench.before.truth)
+    return Point(float(written.kl.mean()), written.truth.mean(1), wins)
+
+
+def summary(
+    benches: Mapping[int, Bench], runs: Mapping[tuple[str, int], Written]
+) -> list[dict[str, Any]]:
+    """A table of what was written before training and by each method's policies, with intervals.
+
+    `runs` has keys (method, seed). Intervals are over prompts, or over seeds where there are more.
+    """
+    runs = {("before", seed): bench.before for seed, bench in benches.items()} | dict(runs)
+    table = []
+    for method in dict.fromkeys(name for name, _ in runs):
+        mine = [runs[method, seed] for seed in benches]
+        row: dict[str, Any] = {"": method}
+        for name, words in MEASURED.items():
+            row[words] = str(over_seeds([getattr(one, name).mean(1) for one in mine]))
+        pairs = zip(mine, benches.values(), strict=True)
+        wins = [policies.wins(one.truth, bench.before.truth) for one, bench in pairs]
+        table.append(
+            row | {"wins over before": "" if method == "before" else str(over_seeds(wins))}
+        )
+    return table
+
+
+def best_of(bench: Bench, ns: Sequence[int]) -> dict[int, Point]:
+    """Best-of-n by the reward model, from the bench's pool, recorded.
+
+    Means over all subsets of the pool; the KL is that of each prompt's distinct scores, so equal
+    texts count as one (`search.best_of_n_kl`).
+    """
+    pool, before = bench.pool, bench.before
+    beats = np.sign(pool.truth[:, :, None] - before.truth[:, None, :]).mean(-1) / 2 + 0.5  # (P, N)
+    kl = np.mean([search.best_of_n_kl(ns, search.score_masses(p)) for p in pool.proxy], axis=0)
+    named = {"truth": pool.truth, "proxy": pool.proxy, "length": pool.length, "wins": beats}
+    found = {name: search.best_of_n(pool.proxy, ns, values) for name, values in named.items()}
+    for i, n in enumerate(ns):
+        place = "5.2", "best-of-n", n, bench.seed
+        bench.course.results.add(*place, "kl", max(kl[i], 0.0))
+        for name, values in found.items():
+            bench.course.results.add(*place, name, values[:, i].mean())
+    columns = zip(kl, found["truth"].T, found["wins"].T, strict=True)
+    return {n: Point(max(float(d), 0.0), t, w) for n, (d, t, w) in zip(ns, columns, strict=True)}
+
+
+def at_kl(bench: Bench, points: Sequence[Point], kl: float) -> np.ndarray:
+    """The true score (P,) that a method reaches at a distance of `kl` nats.
+
+    Between two neighbours of its frontier, and from the reference to the first, a straight line in
+    the square root of KL, along which scores rise about evenly at first (Gao et al. 2022). Beyond
+    the last point the last one counts: nobody has to spend all the distance that is allowed.
+    """
+    points = sorted(points, key=lambda one: one.kl)
+    places = np.sqrt([0.0, *(one.kl for one in points)])
+    scores = np.array([bench.before.truth.mean(1), *(one.truth for one in points)])
+    right = int(np.clip(np.searchsorted(places, np.sqrt(kl)), 1, len(points)))
+    width = places[right] - places[right - 1]
+    share = 1.0 if width == 0 else np.clip((np.sqrt(kl) - places[right - 1]) / width, 0, 1)
+    return (1 - share) * scores[right - 1] + share * scores[right]
+
+
+def ahead(bench: Bench, points: Sequence[Point], rival: Point) -> np.ndarray:
+    """True score (P,) that a method's frontier has more than the rival, at the rival's KL."""
+    return at_kl(bench, points, rival.kl) - rival.truth
+
+
+def trace(
+    bench: Bench,
+    usual: Mapping[str, Written],
+    n: int,
+    settings: Mapping[str, dict],
+    betas: Mapping[str, Sequence[float]],
+    progress: Callable | None = None,
+) -> dict[str, list[Point]]:
+    """The frontier of each method along its beta, recorded.
+
+    `usual` is what its policy with the usual `settings` wrote; policies with the other `betas` are
+    trained here.
+    """
+    found: dict[str, list[Point]] = {}
+    for method, written in usual.items():
+        place = "5.2", method, settings[method]["beta"], bench.seed
+        policies.record(bench.course, place, written, bench.before)
+        found[method] = [point(bench, written)]
+        for beta in betas[method]:
+            if beta != settings[method]["beta"]:
+                options = {**settings[method], "beta": beta}
+                folder = METHODS[method][0](
+                    bench.course, n, seed=bench.seed, progress=progress, **options
+                )
+                other = measure(bench, folder, "5.2", method, beta)
+                found[method].append(point(bench, other))
+    return found
+
+
+def curve(course: Course, condition: str, measure: str, effort: str | None = None) -> pd.DataFrame:
+    """A method's frontier: columns x, d = sqrt(KL), mean, low, high, in the order of d.
+
+    From this run's results, or the committed ones of an `effort` (those are about the pocket
+    models). Means over seeds with their 95% t-interval, which has no width for a single seed. It
+    starts at the model before training, without an x.
+    """
+    frame = course.results.frame()
+    if effort is not None:
+        frame = committed(course.notebook, effort)
+        frame = frame if course.profile.name == "pocket" else frame[:0]
+    before = frame[(frame["claim"] == "5.1") & (frame["condition"] == "before")]
+    rows = frame[(frame["claim"] == "5.2") & (frame["condition"] == condition)]
+    places = [] if condition == "best-of-n" else [(None, before)]  # best of 1 is where it starts
+    found = []
+    for x, here in [*places, *rows.groupby("x")]:
+        values = here[here["measure"] == measure]["value"]
+        if len(values):
+            mean = low = high = values.mean()
+            if len(values) > 1:
+                mean, low, high = t_interval(values)
+            d = np.sqrt(max(0.0, here[here["measure"] == "kl"]["value"].mean()))
+            found.append({"x": x, "d": d, "mean": mean, "low": low, "high": high})
+    table = pd.DataFrame(found, columns=["x", "d", "mean", "low", "high"], dtype=float)
+    return table.sort_values("d")
+
+
+# ---- training, as it went ----------------------------------------------------------------------
+
+
+def in_order(pairs: Sequence[dict], seed: int) -> list[dict]:
+    """The ids alone of rendered pairs, in the order in which `train_dpo` reads them first."""
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    order = itertools.islice(endless(len(pairs), random.Random(seed)), len(pairs))
+    return [{name: pairs[i][name] for name in names} for i in order]
+
+
+def fresh(bench: Bench) -> Any:
+    """A copy of the reference that can be trained."""
+    return copy.deepcopy(bench.reference).requires_grad_(True)
+
+
+def trial(bench: Bench, rows: Sequence[dict], config: DPOConfig, name: str) -> dict[str, Any]:
+    """A short DPO training on rendered pairs, as a row of a table; recorded as claim "break"."""
+    policy = fresh(bench)
+    history = dpo.train_dpo(policy, rows, config)
+    written = write(bench, policy, TRIES // 2)
+    policies.record(bench.course, ("break", name, 0, bench.seed), written, bench.before)
+    return {
+        "": name,
+        "first loss": history[0]["loss"],
+        "true score": float(written.truth.mean()),
+        "KL (nats)": float(written.kl.mean()),
+        "tokens": float(written.length.mean()),
+        "wins over before": float(policies.wins(written.truth, bench.before.truth).mean()),
+    }
+
+
+def record_training(
+    course: Course, folder: str, num_pairs: int, batch_size: int, seed: int, bins: int = 24
+) -> None:
+    """Record means of a DPO training's metrics, in bins of steps; x is passes over the pairs."""
+    for rows in np.array_split(np.array(training_history(folder), dtype=object), bins):
+        steps = [row["step"] for row in rows]
+        at = round(float(np.mean(steps or [0])) * batch_size / num_pairs, 3)
+        for name in WATCHED if len(rows) else ():
+            value = np.mean([row[name] for row in rows])
+            course.results.add("train", "DPO", at, seed, name, value)
+
+
+def record_held_out(course: Course, metrics: Mapping[str, Any], passes: float, seed: int) -> None:
+    """Record what `evaluate_dpo` said of held-out pairs after so many passes."""
+    for name in WATCHED:
+        course.results.add("train", "held-out", passes, seed, name, float(metrics[name]))
+
+
+def cost_table(costs: Mapping[str, Mapping[str, float]]) -> list[dict[str, str]]:
+    """`operations` as a table, in per cent of PPO's total."""
+    whole, table = sum(costs["PPO"].values()), []
+    for method, parts in costs.items():
+        for part, n in {**parts, "total": sum(parts.values())}.items():
+            table.append({"": method, "part": part, "% of PPO's total": f"{100 * n / whole:.1f}"})
+    return table
+
+
+def longer_ppo(costs: Mapping[str, Mapping[str, float]], num_steps: int, ratio: float) -> float:
+    """How many iterations PPO would have to run for DPO to take `ratio` of its operations."""
+    once = sum(n for part, n in costs["PPO"].items() if part.startswith("reward model"))
+    each = (sum(costs["PPO"].values()) - once) / num_steps
+    return (sum(costs["DPO"].values()) / ratio - once) / each
+
+
+def seconds(folder: str) -> float:
+    """How long the stage in `folder` took, wherever it was made; 0 for what was not made here."""
+    path = Path(folder) / MANIFEST
+    return json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
+
+
+def operations(
+    bench: Bench, dpo_folder: str, num_passes: float, ppo_folder: str, **ppo_changes: Any
+) -> dict[str, dict[str, float]]:
+    """Floating-point operations of "DPO" and "PPO" by part, recorded: 2 N a token read or written,
+    6 N a token trained on (Kaplan et al. 2020, arXiv:2001.08361), N the policy's parameters.
+
+    Not counted, on either side: the reference's own training, the ranked answers and their labels,
+    and what is measured afterwards. PPO's value head is left out: it is a single row of weights.
+    """
+    course, tokenizer, n = bench.course, bench.tokenizer, num_parameters(bench.reference)
+    pairs = sum(row["num_tokens"] for row in training_history(dpo_folder))
+    answers = sum(row["num_tokens"] for row in training_history(bench.reward_folder))
+    history = training_history(ppo_folder)
+    sampling = policies.sampling_config(tokenizer)
+    config = policies.ppo_config(course, course.model("base"), **ppo_changes)
+    rows = policies.prompts_that_fit(
+        course, bench.reference, tokenizer, "train", policies.PPO_PROMPTS, bench.seed
+    )
+    prompt = np.mean([len(chat.render_prompt(tokenizer, row["prompt"])) for row in rows])
+    prompts = prompt * len(history) * min(sampling.num_prompts, len(rows))
+    written = sum(row["num_tokens"] for row in history)
+    texts = sampling.num_generations * prompts + written
+    found = {
+        "DPO": {"reference reads the pairs": 2 * pairs / num_passes, "training": 6 * pairs},
+        "PPO": {
+            "reward model: training": 6 * answers,
+            "reward model: its scale": 2 * answers,
+            "writing answers": 2 * (prompts + written),
+            "scoring them": 2 * texts,
+            "policy and reference read them": 4 * texts,
+            "training": 6 * config.num_epochs * texts,
+        },
+    }
+    for method, parts in found.items():
+        for name, tokens in parts.items():
+            parts[name] = float(n * tokens)
+            course.results.add("5.1", method, name, bench.seed, "operations", parts[name])
+    return found
+
+
+# ---- the implicit reward -----------------------------------------------------------------------
+
+
+def answer_logps(model: Any, tokenizer: Any, rows: Sequence[Comparison]) -> np.ndarray:
+    """Log-probability (n,) of each completion of rendered comparisons, row after row."""
+    answers = []
+    for row in rows:
+        start = len(chat.render_prompt(tokenizer, row["prompt"]))
+        masks = ([int(i >= start) for i in range(len(ids))] for ids in row["completions"])
+        pairs = zip(row["completions"], masks, strict=True)
+        answers += [{"input_ids": ids, "completion_mask": mask} for ids, mask in pairs]
+    logps = np.zeros(len(answers))
+    with evaluating(model):
+        for group in chat.batches(answers, tokens_per_batch=forward_tokens(model)):
+            batch = to_device(chat.collate([answers[i] for i in group], 0), model)
+            ids, mask = batch["input_ids"], batch["completion_mask"]
+            found = sequence_logps(token_logprobs(model, ids, mask=mask), shift_mask(mask))
+            logps[group] = found.double().cpu().numpy()
+    return logps
+
+
+def implicit_marks(
+    bench: Bench, judges: Mapping[str, tuple[str, float]], rows: Sequence[Comparison]
+) -> dict[str, marks.Marks]:
+    """How beta log π/π_ref does as a reward model on rendered comparisons, recorded.
+
+    `judges` has a folder and a beta by name.
+    """
+    reference, found = answer_logps(bench.reference, bench.tokenizer, rows), {}
+    for name, (folder, beta) in judges.items():
+        policy, _ = load(bench.course, folder)
+        rewards = beta * (answer_logps(policy, bench.tokenizer, rows) - reference)
+        found[name] = marks.marks_of(rows, *reward.pair_margins(rows, rewards))
+        marks.record(bench.course, found[name], ("5.4", name, 0, bench.seed))
+    return found
+
+
+def reward_marks(bench: Bench, rows: Sequence[Comparison]) -> marks.Marks:
+    """The same of the reward model itself."""
+    place = "5.4", "reward model", 0, bench.seed
+    return marks.record(bench.course, marks.mark(bench.reward_model, rows), place)
+
+
+# ---- how much it depends on the learning rate and the seed -------------------------------------
+
+
+def note_gain(bench: Bench, method: str, factor: float, written: Written | None) -> float:
+    """Points gained over the reference, recorded; None gains nothing: one keeps the reference."""
+    gain = 0.0 if written is None else float(written.truth.mean() - bench.before.truth.mean())
+    bench.course.results.add("5.3", method, factor, bench.seed, "gain", gain)
+    return gain
+
+
+def tuned(bench: Bench, method: str, n: int, factor: float, **changes: Any) -> Written | None:
+    """What "DPO" or "PPO" writes after training at `factor` times its usual learning rate.
+
+    None where the training stopped itself, because KL or a loss exploded.
+    """
+    course, base = bench.course, bench.course.model("base")
+    train, config = METHODS[method]
+    rate = factor * config(course, base).learning_rate
+    try:
+        folder = train(course, n, seed=bench.seed, learning_rate=rate, **changes)
+    except CourseError as error:
+        if "the weights are back" not in str(error):
+            raise
+        return None
+    return measure(bench, folder, "5.3", method, factor)
+
+
+def gains_by_rate(
+    benches: Mapping[int, Bench],
+    runs: Mapping[tuple[str, int], Written],
+    n: int,
+    settings: Mapping[str, dict],
+    factors: Sequence[float],
+) -> dict[tuple[str, float, int], float]:
+    """Points gained by (method, factor on its learning rate, seed), recorded.
+
+    `runs` are those at the usual rate, factor 1, by (method, seed); the others are trained with
+    the same `settings` of each method.
+    """
+    gains = {}
+    for (method, seed), written in runs.items():
+        gains[method, 1.0, seed] = note_gain(benches[seed], method, 1.0, written)
+        for factor in factors:
+            other = tuned(benches[seed], method, n, factor, **settings[method])
+            gains[method, factor, seed] = note_gain(benches[seed], method, factor, other)
+    return gains
+
+
+def spread(gains: Mapping[tuple[str, float, int], float], method: str) -> dict[str, np.ndarray]:
+    """By seed (S,): "seeds", the distance from the seeds' mean at the usual rate, in points; and
+    "rates", the best gain less the worst over the learning rates.
+
+    `gains` has keys (method, factor, seed). The mean of "seeds" is Levene's measure of spread.
+    """
+    mine = {key[1:]: gain for key, gain in gains.items() if key[0] == method}
+    factors = sorted({factor for factor, _ in mine})
+    table = np.array(
+        [[mine[f, s] for f in factors] for s in sorted({s for _, s in mine})]
+    )  # (S, F)
+    usual = table[:, factors.index(1)]
+    return {"seeds": np.abs(usual - usual.mean()), "rates": table.max(1) - table.min(1)}

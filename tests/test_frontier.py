@@ -1,0 +1,229 @@
+"""What notebook 05 measures: a bandit's optimum, frontiers, operations, the implicit reward."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_preferences import course, demonstrations_ranked, folder  # noqa: F401  tiny models
+from tiny import tiny
+
+from course_lib import CourseError, dpo, frontier, policies, preferences, reward
+from course_lib.frontier import Bench, Point
+from course_lib.models import frozen_copy, num_parameters
+from course_lib.policies import Written
+from course_lib.results import Results
+
+REFERENCE = torch.tensor([0.4, 0.3, 0.2, 0.1])
+REWARDS = torch.tensor([-0.5, 0.2, 1.0, 1.5])
+SHARES = (REWARDS[:, None] - REWARDS).sigmoid()
+
+
+def written(truth, proxy=None, **more):
+    """What a policy wrote, of which only some is looked at."""
+    truth = np.asarray(truth, dtype=float)
+    arrays = {name: np.zeros(truth.shape) for name in ("kl", "false", "length")} | more
+    texts = np.full(truth.shape, "", dtype=object)
+    return Written([{}] * len(truth), texts, truth, truth if proxy is None else proxy, **arrays)
+
+
+def bench(before, pool=None, **more):
+    """A bench of known answers, without models."""
+    run = SimpleNamespace(results=Results("05", "live"))
+    pool = before if pool is None else pool
+    empty = {"reference": None, "tokenizer": None, "reward_model": None, "reward_folder": ""}
+    return Bench(run, 0, **empty, rows=[], before=before, pool=pool, **more)
+
+
+@pytest.mark.parametrize("beta", [0.2, 1.0])
+def test_with_exact_labels_the_bandit_reaches_the_tilted_reference(beta):
+    path = frontier.bandit_descent(REFERENCE, SHARES, beta, 2000).exp()
+    best = REFERENCE * (REWARDS / beta).exp()
+    torch.testing.assert_close(path[0], REFERENCE)
+    torch.testing.assert_close(path[-1], best / best.sum(), atol=2e-3, rtol=0)
+
+
+def test_with_one_label_a_pair_margins_grow_for_ever_and_beta_is_only_a_scale():
+    margins = []
+    for beta in (0.1, 1.0):
+        path = frontier.bandit_descent(REFERENCE, (SHARES > 0.5).float(), beta, 800)
+        margins.append(beta * ((path - path[0])[:, 3] - (path - path[0])[:, 0]))
+    torch.testing.assert_close(margins[0], margins[1], atol=1e-2, rtol=1e-2)
+    assert margins[0][-1] > margins[0][100] + 1 > margins[0][10] + 2
+
+
+def test_the_table_of_pairs_counts_what_labels_and_truth_say():
+    row = {"completions": ["one", "one two", "one two three"], "ranks": [1, 3, 2]}
+    ends, everything = frontier.pair_summary([row | {"scores": [5.0, 5.0, 1.0]}])
+    assert (ends["pairs"], ends["label agrees with the truth"]) == (1, 0.5)  # a tie
+    assert (ends["words of chosen"], ends["words of rejected"]) == (1.0, 2.0)
+    assert everything["pairs"] == 3  # 0 over 1 tied, 0 over 2 right, 2 over 1 wrong
+    assert everything["label agrees with the truth"] == pytest.approx(0.5)
+    assert frontier.pair_summary([row])[0]["label agrees with the truth"] == "unknown"
+
+
+def test_a_frontier_is_read_between_its_points_and_not_beyond_them():
+    here = bench(written([[0.0, 2.0], [3.0, 3.0]]))  # 1 and 3 on average
+    near, far = (Point(kl, np.array(t), np.zeros(2)) for kl, t in ((1, [3, 5]), (9, [4, 4])))
+    for kl, expected in {0: [1, 3], 0.25: [2, 4], 1: [3, 5], 4: [3.5, 4.5], 9: [4, 4]}.items():
+        assert frontier.at_kl(here, [far, near], kl) == pytest.approx(expected)
+    assert frontier.at_kl(here, [near], 100) == pytest.approx([3, 5])
+    assert frontier.at_kl(here, [Point(0, np.ones(2), np.ones(2))], 0) == pytest.approx([1, 1])
+    assert frontier.ahead(here, [far, near], Point(1, np.array([1, 7]), np.zeros(2))) == (
+        pytest.approx([2, -2])
+    )
+
+
+def test_best_of_n_is_by_proxy_and_paid_in_truth():
+    """The proxy likes the answer of true score 0 best."""
+    before = written([[1.0, 1.0]])
+    pool = written([[0.0, 1.0, 2.0, 3.0]], proxy=np.array([[9.0, 1.0, 2.0, 3.0]]))
+    found = frontier.best_of(here := bench(before, pool), (1, 4))
+    assert found[1].kl == 0 and found[1].truth == pytest.approx([1.5])
+    assert found[1].wins == pytest.approx([(0 + 0.5 + 1 + 1) / 4])
+    assert found[4].truth == pytest.approx([0]) and found[4].wins == pytest.approx([0])
+    assert 0.5 < found[4].kl <= math.log(4) - 3 / 4
+    rows = here.course.results.frame("5.2", "kl", "best-of-n")
+    assert rows["value"].tolist() == pytest.approx([found[1].kl, found[4].kl])
+    same = written([[2.0, 2.0, 2.0]])  # where all texts are equal there is nothing to pick
+    assert frontier.best_of(bench(before, same), (3,))[3].kl == pytest.approx(0, abs=1e-9)
+
+
+def test_a_curve_starts_before_training_and_goes_outwards():
+    here = bench(written([[1.0]]))
+    results, profile = here.course.results, SimpleNamespace(name="pocket")
+    run = SimpleNamespace(results=results, notebook="05", profile=profile)
+    for measure, value in (("kl", 0.0), ("truth", 1.0)):
+        results.add("5.1", "before", 0, 0, measure, value)
+    for beta, seed, kl, truth in ((0.1, 0, 9.0, 4.0), (1, 0, 1.0, 2.0), (1, 1, 1.0, 3.0)):
+        results.add("5.2", "DPO", beta, seed, "kl", kl)
+        results.add("5.2", "DPO", beta, seed, "truth", truth)
+    found = frontier.curve(run, "DPO", "truth")
+    assert found["d"].tolist() == [0, 1, 3] and found["mean"].tolist() == [1, 2.5, 4]
+    assert found["x"].isna().tolist() == [True, False, False]
+    assert found["low"].tolist()[1] < 2 and found["high"].tolist()[1] > 3  # two seeds
+    assert found["low"].tolist()[2] == 4  # one
+    assert frontier.curve(run, "best-of-n", "truth").empty
+
+
+def test_the_implicit_reward_is_the_margin_of_dpo(monkeypatch):
+    policy, tokenizer = tiny()
+    reference = frozen_copy(policy)
+    torch.manual_seed(0)
+    for weight in policy.parameters():
+        weight.data += 0.02 * torch.randn_like(weight)
+    ranked = demonstrations_ranked(n=6, k=3)
+    rows = reward.render_comparisons(tokenizer, ranked, 10_000)
+    logps = [frontier.answer_logps(model, tokenizer, rows) for model in (policy, reference)]
+    margins, _ = reward.pair_margins(rows, 0.3 * (logps[0] - logps[1]))
+    pairs = [
+        {"prompt": r["prompt"], "chosen": r["texts"][i], "rejected": r["texts"][j]}
+        for r in ranked
+        for i, j in reward.pairs_of(r)
+    ]
+    pairs = dpo.add_reference_logps(reference, dpo.render_pairs(tokenizer, pairs))
+    assert margins == pytest.approx(dpo.evaluate_dpo(policy, pairs, 0.3)["margins"], abs=1e-3)
+    here = bench(written([[0.0]]))
+    here.reference, here.tokenizer = reference, tokenizer
+    folders = {"untrained": reference, "trained": policy}
+    monkeypatch.setattr(frontier, "load", lambda run, name: (folders[name], tokenizer))
+    asked = {name: (name, 0.3) for name in folders}
+    found = frontier.implicit_marks(here, asked, rows)
+    assert found["untrained"].accuracy == pytest.approx(np.full(6, 0.5))  # all margins are 0
+    known = preferences.pair_probabilities(rows)
+    right = np.where(margins > 0, known, 1 - known).reshape(6, 3).mean(1)
+    assert found["trained"].accuracy == pytest.approx(right)
+    recorded = here.course.results.frame("5.4", "accuracy", "trained")["value"].tolist()
+    assert recorded == pytest.approx([right.mean()])
+
+
+def test_operations_are_counted_by_hand(course, tmp_path, monkeypatch):  # noqa: F811
+    model, tokenizer = tiny()
+    rows = [{"prompt": "moon"}, {"prompt": "pens"}]
+    monkeypatch.setattr(policies, "prompts_that_fit", lambda *a: rows)
+    monkeypatch.setattr(frontier.chat, "render_prompt", lambda tokenizer, prompt: [0] * 5)
+    made = {"dpo": [100, 100], "reward": [300], "ppo": [40, 60]}
+    for name, tokens in made.items():
+        (tmp_path / name).mkdir()
+        history = [{"num_tokens": n} for n in tokens]
+        (tmp_path / name / "history.json").write_text(json.dumps(history))
+    empty = written([[0.0]])
+    folders = {name: str(tmp_path / name) for name in made}
+    here = Bench(course, 0, model, tokenizer, None, folders["reward"], [], empty, empty)
+    found = frontier.operations(here, folders["dpo"], 2, folders["ppo"], num_epochs=3)
+    n = num_parameters(model)
+    # two iterations with both prompts of 5 tokens, two answers to each, 100 tokens of answers
+    read, texts = 2 * 2 * 5, 2 * 2 * 2 * 5 + 100
+    assert found == {
+        "DPO": {"reference reads the pairs": n * 2 * 100, "training": n * 6 * 200},
+        "PPO": {
+            "reward model: training": n * 6 * 300,
+            "reward model: its scale": n * 2 * 300,
+            "writing answers": n * 2 * (read + 100),
+            "scoring them": n * 2 * texts,
+            "policy and reference read them": n * 4 * texts,
+            "training": n * 18 * texts,
+        },
+    }
+    assert course.results.frame("5.1", "operations", "DPO")["value"].sum() == n * 1400
+    steps = frontier.longer_ppo(found, 2, 0.2)  # the part that grows with the iterations
+    grown = {part: n * (1 if "model" in part else steps / 2) for part, n in found["PPO"].items()}
+    assert sum(found["DPO"].values()) == pytest.approx(0.2 * sum(grown.values()))
+
+
+def test_spread_over_seeds_and_over_rates():
+    gains = {("PPO", 1.0, 0): 1.0, ("PPO", 1.0, 1): 3.0, ("DPO", 1.0, 0): 9.0}
+    gains |= {("PPO", 3.0, 0): -1.0, ("PPO", 3.0, 1): 3.5}
+    found = frontier.spread(gains, "PPO")
+    assert found["seeds"].tolist() == [1, 1] and found["rates"].tolist() == [2, 0.5]
+
+
+def test_a_run_that_stopped_itself_gains_nothing_and_other_errors_are_raised(monkeypatch):
+    here = bench(written([[1.0]]))
+    here.course.model = lambda role: "pocket/s"
+    monkeypatch.setattr(policies, "ppo_config", lambda *a: SimpleNamespace(learning_rate=0.1))
+    asked, words = {}, ["kl is 200; the weights are back at their last good values", "disk full"]
+
+    def train(run, n, *, seed, learning_rate, **changes):
+        asked.update(changes, rate=learning_rate)
+        raise CourseError(words[0])
+
+    monkeypatch.setattr(policies, "ppo_policy", train)
+    settings, runs = {"PPO": {"beta": 0.2}}, {("PPO", 0): written([[3.5]])}
+    gains = frontier.gains_by_rate({0: here}, runs, 8, settings, (3.0,))
+    assert gains == {("PPO", 1.0, 0): 2.5, ("PPO", 3.0, 0): 0.0}
+    assert asked == {"beta": 0.2, "rate": pytest.approx(0.3)}
+    words.pop(0)
+    with pytest.raises(CourseError, match="disk"):
+        frontier.tuned(here, "PPO", 8, 3.0)
+
+
+def test_a_bench_from_its_models_to_the_frontier(course):  # noqa: F811
+    here = frontier.load_bench(course, 6, 3, 2, seed=0)
+    assert here.before.truth.shape == (3, frontier.TRIES) and here.pool.texts.shape == (3, 2)
+    assert (here.before.kl == 0).all() and (here.pool.length > 0).all()
+    known = policies.judged(course, here.rows[:1] * 2, list(here.pool.texts[0]))
+    assert here.pool.truth[0] == pytest.approx(known["truth"], abs=1e-3)
+    options = {"beta": 0.5, "num_steps": 3}
+    folder = policies.dpo_policy(course, 6, seed=0, **options)  # noqa: F811
+    frontier.record_training(course, folder, 6, 4, 0, bins=5)
+    assert len(course.results.frame("train", "loss")) == 3  # no more bins than steps
+    assert frontier.seconds(folder) > 0 and frontier.seconds("elsewhere") == 0
+    usual = {"DPO": frontier.measure(here, folder, "5.1", "DPO", 0)}
+    found = frontier.trace(here, usual, 6, {"DPO": options}, {"DPO": (0.5, 2.0)})
+    assert len(found["DPO"]) == 2 and found["DPO"][0].truth.shape == (3,)
+    assert sorted(course.results.frame("5.2", "truth", "DPO")["x"]) == [0.5, 2.0]
+    table = frontier.summary({0: here}, {("DPO", 0): usual["DPO"]})
+    assert [row[""] for row in table] == ["before", "DPO"]
+    rows = preferences.rendered(course, here.tokenizer, "test", 3)
+    assert 0 <= frontier.reward_marks(here, rows).accuracy.mean() <= 1
+    pairs = policies.preference_pairs(course, here.tokenizer, "train", 6)
+    again = dpo.check_pairs(frontier.in_order(pairs, 3))[0]
+    assert sorted(map(str, again)) == sorted(map(str, frontier.in_order(pairs, 4)))
+    config = policies.dpo_config(course, course.model("base"), num_steps=2)
+    reference = {n: p.clone() for n, p in here.reference.named_parameters()}
+    row = frontier.trial(here, pairs, config, "short")
+    assert row["first loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert all(torch.equal(reference[n], p) for n, p in here.reference.named_parameters())
