@@ -130,8 +130,7 @@ class Bench:
     reward_model: Any
     reward_folder: str
     rows: list[dict]  # of P held-out prompts
-    before: Written  # what the reference wrote, (P, TRIES)
-    pool: Written  # and once more, (P, N), for best-of-n
+    before: Written  # what the reference wrote, (P, N): the start of all, and best-of-n's pool
 
 
 @dataclass
@@ -147,30 +146,21 @@ def load_bench(
     course: Course,
     n: int,
     num_prompts: int,
-    num_pool: int,
+    num_answers: int,
     seed: int,
     progress: Callable | None = None,
 ) -> Bench:
     """The bench of one seed; its policy and its reward model, on `n` prompts, are made if needed.
 
-    `num_prompts` held-out prompts; to each the reference writes `TRIES` + `num_pool` answers.
+    `num_prompts` held-out prompts, to each of which the reference writes `num_answers` answers.
     """
     policy, tokenizer = load_policy(course, policy_of(course, course.model("base"), seed))
     folder = reward_model(course, n, seed=seed, progress=progress)
     model = reward.load_reward_model(folder, course.device)
     rows = policies.prompts_that_fit(course, policy, tokenizer, "test", num_prompts, seed)
-    written = policies.write(
-        course, policy, None, model, tokenizer, rows, TRIES + num_pool, 70 + seed
-    )
-    before, pool = part(written, slice(TRIES)), part(written, slice(TRIES, None))
+    before = policies.write(course, policy, None, model, tokenizer, rows, num_answers, 70 + seed)
     policies.record(course, ("5.1", "before", 0, seed), before, before)
-    return Bench(course, seed, frozen_copy(policy), tokenizer, model, folder, rows, before, pool)
-
-
-def part(written: Written, columns: slice) -> Written:
-    """Some of the answers to each prompt."""
-    arrays = {k: v[:, columns] for k, v in vars(written).items() if k != "rows"}
-    return Written(rows=written.rows, **arrays)
+    return Bench(course, seed, frozen_copy(policy), tokenizer, model, folder, rows, before)
 
 
 def write(bench: Bench, policy: Any, tries: int = TRIES) -> Written:
@@ -209,23 +199,30 @@ def summary(
             row[words] = str(over_seeds([getattr(one, name).mean(1) for one in mine]))
         pairs = zip(mine, benches.values(), strict=True)
         wins = [policies.wins(one.truth, bench.before.truth) for one, bench in pairs]
-        table.append(
-            row | {"wins over before": "" if method == "before" else str(over_seeds(wins))}
-        )
+        known = {"wins over before": str(over_seeds(wins))}
+        if method == "before":
+            known = {"KL (nats)": "0", "wins over before": ""}
+        table.append(row | known)
     return table
 
 
 def best_of(bench: Bench, ns: Sequence[int]) -> dict[int, Point]:
-    """Best-of-n by the reward model, from the bench's pool, recorded.
+    """Best-of-n by the reward model, from what the reference wrote, recorded.
 
-    Means over all subsets of the pool; the KL is that of each prompt's distinct scores, so equal
-    texts count as one (`search.best_of_n_kl`).
+    Means over all subsets of its answers to a prompt, so best of 1 is where all methods start. The
+    KL is that of each prompt's distinct scores, so equal texts count as one
+    (`search.best_of_n_kl`). Wins are those of the best of one half over the other half: against
+    answers from which it was picked it would win too often.
     """
-    pool, before = bench.pool, bench.before
-    beats = np.sign(pool.truth[:, :, None] - before.truth[:, None, :]).mean(-1) / 2 + 0.5  # (P, N)
+    pool, half = bench.before, bench.before.truth.shape[1] // 2
     kl = np.mean([search.best_of_n_kl(ns, search.score_masses(p)) for p in pool.proxy], axis=0)
-    named = {"truth": pool.truth, "proxy": pool.proxy, "length": pool.length, "wins": beats}
+    named = {"truth": pool.truth, "proxy": pool.proxy, "length": pool.length}
     found = {name: search.best_of_n(pool.proxy, ns, values) for name, values in named.items()}
+    found["wins"] = np.zeros_like(found["truth"])
+    for mine, other in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
+        margins = pool.truth[:, mine, None] - pool.truth[:, None, other]
+        beats = np.sign(margins).mean(-1) / 2 + 0.5  # (P, N / 2)
+        found["wins"] += search.best_of_n(pool.proxy[:, mine], ns, beats) / 2
     for i, n in enumerate(ns):
         place = "5.2", "best-of-n", n, bench.seed
         bench.course.results.add(*place, "kl", max(kl[i], 0.0))

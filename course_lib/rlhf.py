@@ -316,9 +316,12 @@ def only_full(
 
 
 def hacked(written: Written, before: Written, num: int = 4) -> list[dict[str, Any]]:
-    """The answers of highest score among those truly worse than the mean `before`, for a table."""
-    worse = np.where(written.truth < before.truth.mean(), written.proxy, -np.inf)
-    places = [np.unravel_index(i, worse.shape) for i in np.argsort(-worse, axis=None)[:num]]
+    """For a table: the answers of highest score among those of low truth.
+
+    Low is a truth below that of three in four answers `before`.
+    """
+    low = np.argwhere(written.truth < np.quantile(before.truth, 0.25))
+    places = sorted(map(tuple, low), key=lambda place: -written.proxy[place])[:num]
     return [
         {
             "prompt": written.rows[p]["prompt"],

@@ -29,12 +29,11 @@ def written(truth, proxy=None, **more):
     return Written([{}] * len(truth), texts, truth, truth if proxy is None else proxy, **arrays)
 
 
-def bench(before, pool=None, **more):
+def bench(before, **more):
     """A bench of known answers, without models."""
     run = SimpleNamespace(results=Results("05", "live"))
-    pool = before if pool is None else pool
     empty = {"reference": None, "tokenizer": None, "reward_model": None, "reward_folder": ""}
-    return Bench(run, 0, **empty, rows=[], before=before, pool=pool, **more)
+    return Bench(run, 0, **empty, rows=[], before=before, **more)
 
 
 @pytest.mark.parametrize("beta", [0.2, 1.0])
@@ -77,18 +76,20 @@ def test_a_frontier_is_read_between_its_points_and_not_beyond_them():
 
 
 def test_best_of_n_is_by_proxy_and_paid_in_truth():
-    """The proxy likes the answer of true score 0 best."""
-    before = written([[1.0, 1.0]])
-    pool = written([[0.0, 1.0, 2.0, 3.0]], proxy=np.array([[9.0, 1.0, 2.0, 3.0]]))
-    found = frontier.best_of(here := bench(before, pool), (1, 4))
-    assert found[1].kl == 0 and found[1].truth == pytest.approx([1.5])
-    assert found[1].wins == pytest.approx([(0 + 0.5 + 1 + 1) / 4])
-    assert found[4].truth == pytest.approx([0]) and found[4].wins == pytest.approx([0])
-    assert 0.5 < found[4].kl <= math.log(4) - 3 / 4
+    """The proxy likes the answer of true score 0 best, and otherwise what is true."""
+    pool = written([[0.0, 4.0, 1.0, 3.0]], proxy=np.array([[9.0, 4.0, 1.0, 3.0]]))
+    found = frontier.best_of(here := bench(pool), (1, 2))
+    assert found[1].kl == 0 and found[1].truth == pytest.approx([2])
+    assert found[1].wins == pytest.approx([0.5])  # best of 1 is where it starts
+    # Of the six pairs three have the favourite; the best of the others are 4, 4 and 3.
+    assert found[2].truth == pytest.approx([(4 + 4 + 3) / 6])
+    # The favourite loses to both of the other half, whose best loses to one of this one.
+    assert found[2].wins == pytest.approx([(0 + 0.5) / 2])
+    assert 0 < found[2].kl <= math.log(2) - 1 / 2
     rows = here.course.results.frame("5.2", "kl", "best-of-n")
-    assert rows["value"].tolist() == pytest.approx([found[1].kl, found[4].kl])
-    same = written([[2.0, 2.0, 2.0]])  # where all texts are equal there is nothing to pick
-    assert frontier.best_of(bench(before, same), (3,))[3].kl == pytest.approx(0, abs=1e-9)
+    assert rows["value"].tolist() == pytest.approx([found[1].kl, found[2].kl])
+    same = written([[2.0] * 6])  # where all texts are equal there is nothing to pick
+    assert frontier.best_of(bench(same), (3,))[3].kl == pytest.approx(0, abs=1e-9)
 
 
 def test_a_curve_starts_before_training_and_goes_outwards():
@@ -151,7 +152,7 @@ def test_operations_are_counted_by_hand(course, tmp_path, monkeypatch):  # noqa:
         (tmp_path / name / "history.json").write_text(json.dumps(history))
     empty = written([[0.0]])
     folders = {name: str(tmp_path / name) for name in made}
-    here = Bench(course, 0, model, tokenizer, None, folders["reward"], [], empty, empty)
+    here = Bench(course, 0, model, tokenizer, None, folders["reward"], [], empty)
     found = frontier.operations(here, folders["dpo"], 2, folders["ppo"], num_epochs=3)
     n = num_parameters(model)
     # two iterations with both prompts of 5 tokens, two answers to each, 100 tokens of answers
@@ -183,14 +184,14 @@ def test_spread_over_seeds_and_over_rates():
 def test_a_run_that_stopped_itself_gains_nothing_and_other_errors_are_raised(monkeypatch):
     here = bench(written([[1.0]]))
     here.course.model = lambda role: "pocket/s"
-    monkeypatch.setattr(policies, "ppo_config", lambda *a: SimpleNamespace(learning_rate=0.1))
     asked, words = {}, ["kl is 200; the weights are back at their last good values", "disk full"]
 
     def train(run, n, *, seed, learning_rate, **changes):
         asked.update(changes, rate=learning_rate)
         raise CourseError(words[0])
 
-    monkeypatch.setattr(policies, "ppo_policy", train)
+    usual = SimpleNamespace(learning_rate=0.1)
+    monkeypatch.setitem(frontier.METHODS, "PPO", (train, lambda *a: usual))
     settings, runs = {"PPO": {"beta": 0.2}}, {("PPO", 0): written([[3.5]])}
     gains = frontier.gains_by_rate({0: here}, runs, 8, settings, (3.0,))
     assert gains == {("PPO", 1.0, 0): 2.5, ("PPO", 3.0, 0): 0.0}
@@ -202,10 +203,10 @@ def test_a_run_that_stopped_itself_gains_nothing_and_other_errors_are_raised(mon
 
 def test_a_bench_from_its_models_to_the_frontier(course):  # noqa: F811
     here = frontier.load_bench(course, 6, 3, 2, seed=0)
-    assert here.before.truth.shape == (3, frontier.TRIES) and here.pool.texts.shape == (3, 2)
-    assert (here.before.kl == 0).all() and (here.pool.length > 0).all()
-    known = policies.judged(course, here.rows[:1] * 2, list(here.pool.texts[0]))
-    assert here.pool.truth[0] == pytest.approx(known["truth"], abs=1e-3)
+    assert here.before.truth.shape == here.before.texts.shape == (3, 2)
+    assert (here.before.kl == 0).all() and (here.before.length > 0).all()
+    known = policies.judged(course, here.rows[:1] * 2, list(here.before.texts[0]))
+    assert here.before.truth[0] == pytest.approx(known["truth"], abs=1e-3)
     options = {"beta": 0.5, "num_steps": 3}
     folder = policies.dpo_policy(course, 6, seed=0, **options)  # noqa: F811
     frontier.record_training(course, folder, 6, 4, 0, bins=5)

@@ -118,10 +118,13 @@ def test_a_match_has_a_winner_and_a_loser(course):  # noqa: F811
 def test_hacked_answers_are_those_that_please_the_wrong_one():
     truth, proxy = np.array([[5.0, -1.0], [-2.0, 4.0]]), np.array([[9.0, 2.0], [3.0, 1.0]])
     texts = np.array([["good", "bad"], ["worst", "fine"]], dtype=object)
-    empty = np.zeros((2, 2))
-    written = Written([{"prompt": "p"}, {"prompt": "q"}], texts, truth, proxy, *[empty] * 3)
-    shown = rlhf.hacked(written, written, num=2)
-    assert [row["answer"] for row in shown] == ["worst", "bad"] and shown[0]["prompt"] == "q"
+    empty, rows = np.zeros((2, 2)), [{"prompt": "p"}, {"prompt": "q"}]
+    written = Written(rows, texts, truth, proxy, *[empty] * 3)
+    before = Written(rows, texts, np.array([[0.0, 1.0], [1.0, 1.0]]), proxy, *[empty] * 3)
+    shown = rlhf.hacked(written, before, num=3)  # below three in four before: the two bad ones
+    assert [row["answer"] for row in shown] == ["worst", "bad"]
+    assert shown[0]["prompt"] == "q"
+    assert [row["answer"] for row in rlhf.hacked(written, written, num=3)] == ["worst"]
 
 
 def test_a_walk_adds_up_to_the_score_less_the_penalty(course, short):  # noqa: F811
