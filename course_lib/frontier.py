@@ -10,6 +10,7 @@ import copy
 import itertools
 import json
 import random
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from course_lib.loop import endless, evaluating, forward_tokens, to_device
 from course_lib.losses import dpo_loss
 from course_lib.models import frozen_copy, num_parameters
 from course_lib.policies import Written
+from course_lib.ppo import PPOConfig
 from course_lib.preferences import load_policy, policy_of, reward_model
 from course_lib.results import committed
 from course_lib.reward import Comparison
@@ -45,6 +47,7 @@ MEASURED = {
     "truth": "true score",
     "kl": "KL (nats)",
     "length": "tokens",
+    "cut": "share cut",
     "false": "false statements",
 }
 WATCHED = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy")
@@ -163,16 +166,17 @@ def load_bench(
     return Bench(course, seed, frozen_copy(policy), tokenizer, model, folder, rows, before)
 
 
-def write(bench: Bench, policy: Any, tries: int = TRIES) -> Written:
-    """Let a policy answer the bench's prompts."""
-    judged_with, seed = (bench.reference, bench.reward_model, bench.tokenizer), 900 + bench.seed
-    return policies.write(bench.course, policy, *judged_with, bench.rows, tries, seed)
+def measure(bench: Bench, policy: Any, claim: str, condition: str, x: float) -> Written:
+    """Let a policy, or the one in a folder, answer the bench's prompts; the means are recorded.
 
-
-def measure(bench: Bench, folder: str, claim: str, condition: str, x: float) -> Written:
-    """Let the policy in `folder` answer the bench's prompts; the means are recorded."""
-    written = write(bench, load(bench.course, folder)[0])
+    Each place has random numbers of its own: with the same ones two policies begin their answers
+    alike, and look more alike than they are.
+    """
+    policy = load(bench.course, policy)[0] if isinstance(policy, str) else policy
     place = claim, condition, x, bench.seed
+    judged_with = bench.reference, bench.reward_model, bench.tokenizer
+    seed = zlib.crc32(repr(place).encode())
+    written = policies.write(bench.course, policy, *judged_with, bench.rows, TRIES, seed)
     policies.record(bench.course, place, written, bench.before)
     return written
 
@@ -211,18 +215,13 @@ def best_of(bench: Bench, ns: Sequence[int]) -> dict[int, Point]:
 
     Means over all subsets of its answers to a prompt, so best of 1 is where all methods start. The
     KL is that of each prompt's distinct scores, so equal texts count as one
-    (`search.best_of_n_kl`). Wins are those of the best of one half over the other half: against
-    answers from which it was picked it would win too often.
+    (`search.best_of_n_kl`).
     """
-    pool, half = bench.before, bench.before.truth.shape[1] // 2
+    pool = bench.before
     kl = np.mean([search.best_of_n_kl(ns, search.score_masses(p)) for p in pool.proxy], axis=0)
     named = {"truth": pool.truth, "proxy": pool.proxy, "length": pool.length}
     found = {name: search.best_of_n(pool.proxy, ns, values) for name, values in named.items()}
-    found["wins"] = np.zeros_like(found["truth"])
-    for mine, other in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
-        margins = pool.truth[:, mine, None] - pool.truth[:, None, other]
-        beats = np.sign(margins).mean(-1) / 2 + 0.5  # (P, N / 2)
-        found["wins"] += search.best_of_n(pool.proxy[:, mine], ns, beats) / 2
+    found["wins"] = search.best_of_n_wins(pool.proxy, pool.truth, ns)
     for i, n in enumerate(ns):
         place = "5.2", "best-of-n", n, bench.seed
         bench.course.results.add(*place, "kl", max(kl[i], 0.0))
@@ -328,15 +327,14 @@ def trial(bench: Bench, rows: Sequence[dict], config: DPOConfig, name: str) -> d
     """A short DPO training on rendered pairs, as a row of a table; recorded as claim "break"."""
     policy = fresh(bench)
     history = dpo.train_dpo(policy, rows, config)
-    written = write(bench, policy, TRIES // 2)
-    policies.record(bench.course, ("break", name, 0, bench.seed), written, bench.before)
+    written = measure(bench, policy, "break", name, 0)
     return {
         "": name,
-        "first loss": history[0]["loss"],
-        "true score": float(written.truth.mean()),
-        "KL (nats)": float(written.kl.mean()),
-        "tokens": float(written.length.mean()),
-        "wins over before": float(policies.wins(written.truth, bench.before.truth).mean()),
+        "first loss": f"{history[0]['loss']:.3f}",
+        "true score": str(over_seeds([written.truth.mean(1)])),
+        "KL (nats)": str(over_seeds([written.kl.mean(1)])),
+        "tokens": str(over_seeds([written.length.mean(1)])),
+        "wins over before": str(over_seeds([policies.wins(written.truth, bench.before.truth)])),
     }
 
 
@@ -467,8 +465,13 @@ def reward_marks(bench: Bench, rows: Sequence[Comparison]) -> marks.Marks:
 
 
 def note_gain(bench: Bench, method: str, factor: float, written: Written | None) -> float:
-    """Points gained over the reference, recorded; None gains nothing: one keeps the reference."""
-    gain = 0.0 if written is None else float(written.truth.mean() - bench.before.truth.mean())
+    """Points gained over the reference, recorded.
+
+    A training that stopped itself (None), or went so far that PPO would have, gains nothing: one
+    keeps the reference.
+    """
+    lost = written is None or written.kl.mean() > PPOConfig.max_kl
+    gain = 0.0 if lost else float(written.truth.mean() - bench.before.truth.mean())
     bench.course.results.add("5.3", method, factor, bench.seed, "gain", gain)
     return gain
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from course_lib import chat, dpo, generate, loop, losses, ppo, reward, sources
+from course_lib import chat, dpo, generate, logprobs, loop, losses, ppo, reward, sources
 from course_lib.cache import stage, write_text
 from course_lib.dpo import DPOConfig, Pair
 from course_lib.models import frozen_copy, save_model
@@ -162,7 +162,8 @@ def ppo_policy(
 
     key = {"start": Path(start).name, "reward": Path(judged_by or "truth").name, "seed": seed}
     key |= {"config": asdict(config), "folded": TEMPERATURE}
-    code = [ppo, generate, reward, chat, loop, losses, judge, ppo_policy, Scorer, sampling_config]
+    code = [ppo, generate, reward, chat, loop, losses, logprobs, judge, ppo_policy, Scorer]
+    code += [judged, prompts_that_fit, sampling_config, ptx_rows]
     return str(stage("ppo", key, make, code=code))
 
 
@@ -238,7 +239,8 @@ def dpo_policy(
     data = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
     key = {"start": Path(start).name, "config": asdict(config), "pairs": data}
     key |= {"folded": TEMPERATURE}
-    return str(stage("dpo", key, make, code=[dpo, chat, loop, losses, dpo_policy]))
+    code = [dpo, chat, loop, losses, logprobs, dpo_policy, preference_pairs]
+    return str(stage("dpo", key, make, code=code))
 
 
 # ---- measuring ---------------------------------------------------------------------------------
@@ -255,6 +257,11 @@ class Written:
     kl: np.ndarray  # log π/π_ref of the answer in nats; its mean is KL(policy ‖ reference)
     false: np.ndarray  # false statements in it
     length: np.ndarray  # tokens
+
+    @property
+    def cut(self) -> np.ndarray:
+        """Whether an answer was as long as it may be; hardly one ends just there by itself."""
+        return self.length >= SAMPLING["max_new_tokens"]
 
 
 @torch.no_grad()

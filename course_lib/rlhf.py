@@ -40,12 +40,13 @@ NOTED = ("kl", "entropy", "clipfrac", "explained_variance", "completion_length")
 def train(course: Course, runs: Runs, progress: Progress | None = None) -> Folders:
     """Train all runs with all seeds, each a stage, and record what they wrote along the way."""
     folders: Folders = {}
+    most = max(settings["n"] for settings in runs.values())
     for name, settings in runs.items():
         folders[name] = {}
         for seed in course.seeds:
             path = policies.ppo_policy(course, **settings, seed=seed, progress=progress)
             folders[name][seed] = path
-            record_training(course, name, path, seed, as_it_came(course, settings, seed))
+            record_training(course, name, path, seed, as_it_came(course, settings, most, seed))
     return folders
 
 
@@ -58,7 +59,7 @@ def measure(
 ) -> dict[str, dict[int, Written]]:
     """What the trained policies write to the held-out prompts, by run and seed, recorded as "4.1".
 
-    A policy of another size is measured against a reference of its own.
+    The KL of a policy of another size is to its own reference; its wins are over `before`, too.
     """
     found: dict[str, dict[int, Written]] = {}
     for name, settings in runs.items():
@@ -103,46 +104,57 @@ def record_training(
             course.results.add("along", name, WINDOW * i, seed, each, value)
 
 
-def as_it_came(course: Course, settings: Mapping[str, Any], seed: int) -> dict[str, float]:
-    """The policy before PPO, by the answers to training prompts that its reward model learned from.
+def as_it_came(course: Course, settings: Mapping[str, Any], n: int, seed: int) -> dict[str, float]:
+    """The policy before PPO, by the ranked answers to `n` training prompts.
 
-    They are many, and the normalised scores have mean 0 on them by convention. Known for policies
-    of the reward model's own size, and for the truth where there is one.
+    They are many, and a reward model's normalised scores have mean 0 by convention. Known for
+    policies of the reward model's own size, and for the truth where there is one.
     """
     if settings.get("base"):
         return {}
-    rows = comparisons(course, "train", settings["n"], seed=seed)
+    rows = comparisons(course, "train", n, seed=seed)
     scores = [score for row in rows for score in row.get("scores", [])]
-    return {"proxy": 0.0, "kl": 0.0} | ({"truth": float(np.mean(scores))} if scores else {})
+    if not scores:
+        return {"proxy": 0.0, "kl": 0.0}
+    truth = float(np.mean(scores))
+    proxy = truth / policies.TRUTH_UNIT if settings.get("panel") == "nobody" else 0.0
+    return {"proxy": proxy, "kl": 0.0, "truth": truth}
 
 
 def after_the_peak(folders: Mapping[int, str]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """From the truth's peak to the end of the training: (fall of the truth, rise of the proxy).
 
-    One array a seed. Where there are several seeds, the others choose a seed's peak; one seed alone
-    is halved: the first completions of all prompts choose for the second ones, and the other way
-    round. So the luck of the answers that made the peak is not counted as a fall.
+    One array a seed, by prompt. Where there are several seeds, the others choose a seed's peak; one
+    seed alone is halved: every second prompt chooses for the others, and the other way round. So
+    the luck of the prompts and answers that made the peak is not counted as a fall.
     """
     runs = {seed: training_history(folder) for seed, folder in folders.items()}
-    truth = {seed: np.stack(windows(run, "truth")) for seed, run in runs.items()}  # (W, its, N)
-    proxy = {seed: np.stack(windows(run, "proxy")) for seed, run in runs.items()}
+    truth = {seed: by_prompt(run, "truth") for seed, run in runs.items()}
+    proxy = {seed: by_prompt(run, "proxy") for seed, run in runs.items()}
     falls, rises = [], []
     for seed in runs:
-        others = [truth[s].mean((1, 2)) for s in runs if s != seed]
+        others = [truth[s].mean(1) for s in runs if s != seed]
         if others:
             parts = [(np.mean(others, axis=0), slice(None))]
         else:
             first, second = slice(0, None, 2), slice(1, None, 2)
             ways = (first, second), (second, first)
-            parts = [(truth[seed][..., a].mean((1, 2)), b) for a, b in ways]
+            parts = [(truth[seed][:, a].mean(1), b) for a, b in ways]
         fall, rise = [], []
         for chosen_by, own in parts:
             peak = int(np.argmax(chosen_by))
-            fall.append((truth[seed][peak, :, own] - truth[seed][-1, :, own]).ravel())
-            rise.append((proxy[seed][-1, :, own] - proxy[seed][peak, :, own]).ravel())
+            fall.append(truth[seed][peak, own] - truth[seed][-1, own])
+            rise.append(proxy[seed][-1, own] - proxy[seed][peak, own])
         falls.append(np.concatenate(fall))
         rises.append(np.concatenate(rise))
     return falls, rises
+
+
+def by_prompt(history: Sequence[Mapping], name: str) -> np.ndarray:
+    """As `windows`, with the mean over the completions of each prompt: (windows, prompts)."""
+    found = np.stack(windows(history, name))  # (W, its, N)
+    each = policies.SamplingConfig.num_generations
+    return found.reshape(len(found), -1, each).mean(-1)
 
 
 def later_peak(folders: Sequence[Mapping[int, str]]) -> Interval:
@@ -159,33 +171,38 @@ def later_peak(folders: Sequence[Mapping[int, str]]) -> Interval:
     return smallest_step(found)
 
 
-def change(folders: Mapping[int, str], name: str) -> list[np.ndarray]:
-    """Last window less first of what was noted of each completion, one array a seed."""
-    found = [windows(training_history(folder), name) for folder in folders.values()]
-    return [(run[-1] - run[0]).ravel() for run in found]
-
-
-def best_of_n(
-    course: Course, policy: Any, yardstick: tuple, before: Written, size: int, seed: int
-) -> None:
-    """Record best-of-n by the reward model, x = n = 1, 2, 4 ... `size`, from one pool a prompt.
-
-    "truth", "proxy" and "wins" are means over all subsets of the pool; "kl" is exact for its
-    duplicates, "textbook kl" is log n - (n - 1) / n. The first 48 prompts only.
-    """
+def pool(course: Course, policy: Any, yardstick: tuple, before: Written, seed: int) -> Written:
+    """The answers that best-of-n picks from: `before`, or 1,024 to each of 48 prompts if `full`."""
+    if not course.full:
+        return before
     _, *by, rows, _ = yardstick
-    num = 48  # prompts
-    pool = policies.write(course, policy, None, *by, rows[:num], size, seed=1000 + seed)
+    return policies.write(course, policy, None, *by, rows[:48], 1024, seed=1000 + seed)
+
+
+def best_of_n(course: Course, pool: Written, seed: int) -> dict[int, np.ndarray]:
+    """Record best-of-n by the reward model, x = n = 1, 2, 4 ..., from a pool of answers a prompt.
+
+    "truth" and "proxy" are means over all subsets of the pool, "wins" as in
+    `search.best_of_n_wins`, up to half the pool; "kl" counts duplicates, "textbook kl" is
+    log n - (n - 1) / n.
+
+    Returns:
+        The wins by prompt (P,) for each n.
+    """
+    size = pool.truth.shape[1]
     ns = [2**i for i in range(size.bit_length()) if 2**i <= size]
-    beats = np.sign(pool.truth[:, :, None] - before.truth[:num, None, :]).mean(-1) / 2 + 0.5
-    values = {"truth": pool.truth, "proxy": pool.proxy, "wins": beats}
     kls = [search.best_of_n_kl(ns, search.score_masses(scores)) for scores in pool.proxy]
-    found = {name: search.best_of_n(pool.proxy, ns, v).mean(0) for name, v in values.items()}
+    curves = {"truth": pool.truth, "proxy": pool.proxy}
+    found = {name: search.best_of_n(pool.proxy, ns, v).mean(0) for name, v in curves.items()}
     found |= {"kl": np.mean(kls, axis=0), "textbook kl": search.best_of_n_kl(ns)}
     found["gain"] = found["truth"] - found["truth"][0]
+    few = [n for n in ns if n <= size // 2]
+    wins = search.best_of_n_wins(pool.proxy, pool.truth, few)
+    found["wins"] = wins.mean(0)
     for name, curve in found.items():
-        for n, value in zip(ns, curve, strict=True):
+        for n, value in zip(ns, curve, strict=False):
             course.results.add("along", "best of n", n, seed, name, value)
+    return dict(zip(few, wins.T, strict=True))
 
 
 def fitted(course: Course, name: str) -> search.OverOptimisation | None:
@@ -202,6 +219,20 @@ def fitted(course: Course, name: str) -> search.OverOptimisation | None:
         return None
     gains, kl = (gains, kl) if len(gains) > 1 else (gains[0], kl[0])
     return search.fit_overoptimisation(np.maximum(kl, 0), gains, form)
+
+
+def fit_rows(course: Course, fits: Mapping[str, search.OverOptimisation]) -> list[dict[str, Any]]:
+    """Fitted curves as a table; the peak has an interval where there are several seeds."""
+    kl = course.results.frame("along", "kl").groupby("condition")["value"].max()
+    return [
+        {
+            "curve": name,
+            "R²": fit.r2,
+            "√KL of the peak": str(fit.peak) if len(course.seeds) > 1 else f"{fit.peak[0]:.2f}",
+            "√KL reached": f"{kl[name] ** 0.5:.2f}",
+        }
+        for name, fit in fits.items()
+    ]
 
 
 # ---- other models, and the tax -----------------------------------------------------------------
@@ -239,6 +270,11 @@ def play(course: Course, truths: Mapping[str, np.ndarray], seed: int) -> None:
                 course.results.add("4.5", a, b, seed, "wins", rate)
 
 
+def more_wins(truths: Mapping[str, np.ndarray], a: str, b: str, against: str) -> np.ndarray:
+    """By prompt (P,): how much more often a than b writes a better answer than a third model."""
+    return policies.wins(truths[a], truths[against]) - policies.wins(truths[b], truths[against])
+
+
 def tax(
     course: Course, model: Any, tokenizer: Any, name: str, seed: int, num_items: int = 200
 ) -> dict[str, np.ndarray]:
@@ -262,8 +298,12 @@ def tax(
 def taxes(
     course: Course, starts: Mapping[int, Any], folders: Folders, tokenizer: Any
 ) -> dict[str, dict[int, dict[str, np.ndarray]]]:
-    """`tax` of the policies as they came ("SFT") and of the trained ones, by name and seed."""
-    found: dict[str, dict[int, dict[str, np.ndarray]]] = {"SFT": {}}
+    """`tax` of the base model, the policies as they came ("SFT") and the trained ones.
+
+    By name and seed; the base model is the same for all seeds.
+    """
+    base = tax(course, load(course, course.model("base"))[0], tokenizer, "base", course.seed)
+    found = {"base": dict.fromkeys(starts, base), "SFT": {}}
     for seed, model in starts.items():
         found["SFT"][seed] = tax(course, model, tokenizer, "SFT", seed)
     for name, by_seed in folders.items():
@@ -296,7 +336,8 @@ def only_full(
 
     shares = [ratio_items(*pair) for pair in zip(gains("PPO"), gains("the truth"), strict=True)]
     nearer = [distance(name) for name in ("β = 0.8", "PPO", "β = 0.05", "no penalty")]
-    amounts = [folders[name] for name in ("64 prompts", "no penalty", "2048 prompts")]
+    amounts = [folders[f"{n} prompts"] for n in (64, 512, 2048)]
+    false = [(after["biased labellers"][s].false.mean(1) - before[s].false.mean(1)) for s in seeds]
     weights = ("PPO", "γ = 0.1", "γ = 1.0")
     kept = [[-taxes[name][s]["document_loss"] for s in seeds] for name in weights]
     ptx = zip(gains("γ = 1.0"), gains("PPO"), strict=True)
@@ -308,7 +349,7 @@ def only_full(
         "4.4c": smallest_step(kept),
         "4.4d": over_seeds([with_it - without for with_it, without in ptx]),
         "4.5b": over_seeds(small),
-        "4.6b": over_seeds(change(folders["biased labellers"], "false")),
+        "4.6b": over_seeds(false),
     }
 
 
@@ -333,10 +374,19 @@ def hacked(written: Written, before: Written, num: int = 4) -> list[dict[str, An
     ]
 
 
+def pleasing(written: Written, before: Written) -> float:
+    """Share of answers that please the reward model and not the judge.
+
+    The score is above the median of the answers `before`, the truth among their lowest quarter.
+    """
+    pleased = written.proxy > np.median(before.proxy)
+    return float((pleased & (written.truth < np.quantile(before.truth, 0.25))).mean())
+
+
 def walk(
     course: Course, policy: Any, yardstick: tuple, beta: float, seed: int, num: int = 12
-) -> list[dict[str, Any]]:
-    """An answer of a policy to the first prompt, as PPO sees it, for a table.
+) -> tuple[str, list[dict[str, Any]]]:
+    """An answer of a policy to the first prompt, as PPO sees it: its text, and a table.
 
     The `num` tokens that count most, in their order, and a line with the sums over all of them.
     """
@@ -360,15 +410,14 @@ def walk(
         for t in heaviest
     ]
     sums = {name: float(values.sum()) for name, values in columns.items()}
-    return [*table, {"place": "all", "token": f"{len(ids)} tokens"} | sums]
+    total = {"place": "all", "token": f"{len(ids)} tokens"} | sums
+    return tokenizer.decode(ids, skip_special_tokens=True), [*table, total]
 
 
-def passes(
-    course: Course, yardstick: tuple, seed: int, num_epochs: int, **changes: Any
-) -> dict[str, float]:
-    """One rollout of the policy as it came, used for `num_epochs` passes; then it writes anew.
+def passes(course: Course, yardstick: tuple, seed: int, num_epochs: int, **changes: Any) -> Written:
+    """One rollout of the policy as it came, used for `num_epochs` passes.
 
-    Returns its KL to the reference, the score and the truth of what it then writes.
+    Returns what it then writes to the held-out prompts of the yardstick.
     """
     own = course.model("base")
     policy, tokenizer = load_policy(course, policy_of(course, own, seed))
@@ -383,7 +432,10 @@ def passes(
     ppo.compute_advantages(rollout, config, config.beta)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=0.0)
     ppo.update_policy(policy, value, optimizer, rollout, config, random.Random(seed))
-    again = ppo.collect_rollout(policy, *at, seed + 1)
-    ppo.compute_advantages(again, config, config.beta)
-    means = {name: float(np.mean(scorer.seen[1][name])) for name in ("proxy", "truth")}
-    return {"KL after": ppo.rollout_metrics(again)["kl"], **means}
+    return policies.write(course, policy, *yardstick, seed=2 * seed + 1)
+
+
+def moved(written: Written) -> dict[str, str]:
+    """How far a policy went and what it gained, over prompts, for a table."""
+    titles = {"kl": "KL (nats)", "proxy": "score", "truth": "true score"}
+    return {t: str(over_seeds([getattr(written, name).mean(1)])) for name, t in titles.items()}

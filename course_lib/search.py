@@ -85,6 +85,21 @@ def score_masses(scores: ArrayLike) -> np.ndarray:
     return np.unique(np.asarray(scores), return_counts=True)[1] / np.size(scores)
 
 
+def best_of_n_wins(proxy: np.ndarray, truth: np.ndarray, ns: Sequence[int]) -> np.ndarray:
+    """How often the best of n by `proxy` beats one other sample by `truth`: (P, len(ns)).
+
+    From one pool (P, N), n up to N / 2: the best of one half against the samples of the other one,
+    and the other way round. Against samples that it was picked from it would win too often. A tie
+    counts one half.
+    """
+    half, found = proxy.shape[1] // 2, 0.0
+    for mine, other in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
+        margins = truth[:, mine, None] - truth[:, None, other]
+        beats = np.sign(margins).mean(-1) / 2 + 0.5  # (P, N / 2)
+        found = found + best_of_n(proxy[:, mine], ns, beats) / 2
+    return found
+
+
 @dataclass(frozen=True)
 class OverOptimisation:
     """A fitted curve of the score gained over the initial policy's, against d = sqrt(KL)."""

@@ -226,5 +226,5 @@ def test_a_bench_from_its_models_to_the_frontier(course):  # noqa: F811
     config = policies.dpo_config(course, course.model("base"), num_steps=2)
     reference = {n: p.clone() for n, p in here.reference.named_parameters()}
     row = frontier.trial(here, pairs, config, "short")
-    assert row["first loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert float(row["first loss"]) == pytest.approx(math.log(2), abs=1e-3)
     assert all(torch.equal(reference[n], p) for n, p in here.reference.named_parameters())

@@ -20,10 +20,15 @@ def histories(monkeypatch):
 
 
 def history(truth, rng, n=16, spread=1.0):
-    """One iteration's completions around each of the true means; KL grows by one nat a window."""
+    """One iteration's completions around each of the true means; KL grows by one nat a window.
+
+    Both completions of a prompt share half of their luck: some prompts are easy.
+    """
     return [
         {
-            "truth": (mean + spread * rng.normal(size=n)).tolist(),
+            "truth": (
+                mean + spread * (rng.normal(size=n) + rng.normal(size=n // 2).repeat(2))
+            ).tolist(),
             "proxy": [0.1 * i] * n,
             "false": [i / 10] * n,
             "kl": i / rlhf.WINDOW,
@@ -41,8 +46,8 @@ def test_luck_alone_makes_a_peak_but_no_fall(histories):
         naive.append(max(means) - means[-1])
         one.append(np.mean(rlhf.after_the_peak({0: 0})[0]))
         many.append(np.mean([f.mean() for f in rlhf.after_the_peak({s: s for s in range(3)})[0]]))
-    assert np.mean(naive) > 0.15  # the peak of noise lies above its last value
-    assert abs(np.mean(one)) < 0.04 and abs(np.mean(many)) < 0.04
+    assert np.mean(naive) > 0.2  # the peak of noise lies above its last value
+    assert abs(np.mean(one)) < 0.06 and abs(np.mean(many)) < 0.06
 
 
 def test_a_true_fall_and_what_the_score_did_meanwhile(histories):
@@ -55,7 +60,6 @@ def test_a_true_fall_and_what_the_score_did_meanwhile(histories):
         assert len(falls) == len(folders)
         assert falls[0].mean() == pytest.approx(3, abs=0.1)
         assert rises[0].mean() == pytest.approx(0.1 * 2 * rlhf.WINDOW)
-    assert np.mean(rlhf.change({0: 0}, "false")) == pytest.approx(1.2)
     early = history(np.repeat([2.0, 0, 0, 0], rlhf.WINDOW), rng, spread=0.1)
     histories.update({2: early, 3: early})
     step = rlhf.later_peak([{2: 2, 3: 3}, {0: 0, 1: 1}])
@@ -77,8 +81,10 @@ def test_best_of_n_starts_at_the_policy_and_its_curve_is_fitted(course, short): 
     model, tokenizer = preferences.load_policy(course, preferences.policy_of(course, "base", 0))
     rows = policies.prompts_that_fit(course, model, tokenizer, "test", 3)
     yardstick = frozen_copy(model), reward.make_reward_model(model), tokenizer, rows, 2
-    before = policies.write(course, model, *yardstick)
-    rlhf.best_of_n(course, model, yardstick, before, 8, seed=0)
+    before = policies.write(course, model, None, *yardstick[1:-1], 8)
+    assert rlhf.pool(course, model, yardstick, before, 0) is before
+    wins = rlhf.best_of_n(course, before, seed=0)
+    assert sorted(wins) == [1, 2, 4] and wins[1] == pytest.approx(0.5)
     wide = course.results.frame("along").pivot_table(index="x", columns="measure", values="value")
     assert wide.index.tolist() == [1, 2, 4, 8]
     assert (
@@ -115,6 +121,15 @@ def test_a_match_has_a_winner_and_a_loser(course):  # noqa: F811
     assert len(rates) == 2 and rates.sum() == pytest.approx(1)
 
 
+def test_wins_over_a_third_model_are_compared():
+    truths = {
+        "a": np.array([[2.0], [1.0]]),
+        "b": np.array([[0.0], [1.0]]),
+        "c": np.array([[1.0], [1.0]]),
+    }
+    assert rlhf.more_wins(truths, "a", "b", "c").tolist() == [1, 0]
+
+
 def test_hacked_answers_are_those_that_please_the_wrong_one():
     truth, proxy = np.array([[5.0, -1.0], [-2.0, 4.0]]), np.array([[9.0, 2.0], [3.0, 1.0]])
     texts = np.array([["good", "bad"], ["worst", "fine"]], dtype=object)
@@ -125,18 +140,19 @@ def test_hacked_answers_are_those_that_please_the_wrong_one():
     assert [row["answer"] for row in shown] == ["worst", "bad"]
     assert shown[0]["prompt"] == "q"
     assert [row["answer"] for row in rlhf.hacked(written, written, num=3)] == ["worst"]
+    assert rlhf.pleasing(written, written) == 0.25  # "worst" pleases, and one in four is low
 
 
 def test_a_walk_adds_up_to_the_score_less_the_penalty(course, short):  # noqa: F811
     model, tokenizer = preferences.load_policy(course, preferences.policy_of(course, "base", 0))
     rows = policies.prompts_that_fit(course, model, tokenizer, "test", 3)
     yardstick = frozen_copy(model), reward.make_reward_model(model), tokenizer, rows, 2
-    *table, total = rlhf.walk(course, model, yardstick, 0.5, 0, num=4)
-    assert len(table) == 4 and [int(row["place"]) for row in table] == sorted(
-        int(row["place"]) for row in table
-    )
+    text, (*table, total) = rlhf.walk(course, model, yardstick, 0.5, 0, num=4)
+    places = [int(row["place"]) for row in table]
+    assert len(places) == 4 and places == sorted(places) and "<|" not in text
     score = table[-1]["reward"]  # of the last token: policy and reference are the same
     assert total["reward"] == pytest.approx(score, abs=1e-4)
     assert total["-β log(π/π_ref)"] == pytest.approx(0, abs=1e-4)
     found = rlhf.passes(course, yardstick, 0, 2, beta=0.5, cliprange=float("inf"))
-    assert set(found) == {"KL after", "proxy", "truth"}
+    assert found.truth.shape == (3, 2)
+    assert set(rlhf.moved(found)) == {"KL (nats)", "score", "true score"}

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from course_lib import CourseError
-from course_lib.search import best_of_n, best_of_n_kl, fit_overoptimisation, score_masses
+from course_lib.search import (
+    best_of_n,
+    best_of_n_kl,
+    best_of_n_wins,
+    fit_overoptimisation,
+    score_masses,
+)
 
 
 def brute_force(proxy, n, values):
@@ -45,6 +51,15 @@ def test_best_of_n_is_unbiased_and_stable_for_large_pools():
     assert found == pytest.approx([n / (n + 1) for n in ns], abs=0.01)
     assert found[-1] == pytest.approx(big.max(), abs=1e-9)
     assert best_of_n(np.ones(5), [1, 3, 5]) == pytest.approx([1, 1, 1])
+
+
+def test_the_best_of_n_wins_over_samples_that_it_was_not_picked_from():
+    truth = np.random.default_rng(4).normal(size=(4000, 8))
+    found = best_of_n_wins(truth, truth, [1, 2, 4]).mean(0)  # an oracle wins n times of n + 1
+    assert found == pytest.approx([1 / 2, 2 / 3, 4 / 5], abs=0.01)
+    blind = best_of_n_wins(truth[::-1], truth, [1, 4]).mean(0)
+    assert blind == pytest.approx([1 / 2, 1 / 2], abs=0.01)
+    assert best_of_n_wins(truth, 0 * truth, [2])[0] == pytest.approx(0.5)
 
 
 def test_best_of_n_says_what_is_wrong():
