@@ -339,7 +339,7 @@ def trial(bench: Bench, rows: Sequence[dict], config: DPOConfig, name: str) -> d
 
 
 def record_training(
-    course: Course, folder: str, num_pairs: int, batch_size: int, seed: int, bins: int = 24
+    course: Course, folder: str, num_pairs: int, batch_size: int, seed: int, bins: int = 16
 ) -> None:
     """Record means of a DPO training's metrics, in bins of steps; x is passes over the pairs."""
     for rows in np.array_split(np.array(training_history(folder), dtype=object), bins):

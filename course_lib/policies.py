@@ -195,7 +195,11 @@ def dpo_config(course: Course, base: str, **changes: Any) -> DPOConfig:
 def preference_pairs(
     course: Course, tokenizer: Any, split: str, n: int, k: int = 4, **options: Any
 ) -> list[Pair]:
-    """Of each prompt's ranking the best and the worst answer, as rendered pairs for DPO."""
+    """Of each prompt's ranking the best and the worst answer, as rendered pairs for DPO.
+
+    An answer of our own policy that was cut stands without an end, as its writer set none: else
+    DPO learns not to end wherever a cut answer was rejected, and writes without end.
+    """
     rows = [
         {
             "prompt": row["prompt"],
@@ -204,7 +208,12 @@ def preference_pairs(
         }
         for row in comparisons(course, split, n, k, **options)
     ]
-    return dpo.render_pairs(tokenizer, rows)
+    pairs = dpo.render_pairs(tokenizer, rows)
+    if course.truth_known:
+        for pair in pairs:
+            for side in ("chosen_ids", "rejected_ids"):
+                pair[side] = pair[side][: SAMPLING["max_new_tokens"]]
+    return pairs
 
 
 def dpo_policy(

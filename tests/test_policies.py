@@ -103,6 +103,19 @@ def test_a_ppo_policy_is_trained_once_and_notes_every_completion(course, short):
     assert stages.training_history(with_documents)[0]["ptx_loss"] > 0
 
 
+def test_a_cut_answer_has_no_end_in_a_pair(course, monkeypatch):  # noqa: F811
+    _, tokenizer = stages.load(course, course.model("base"))
+    whole = policies.preference_pairs(course, tokenizer, "train", 5, 3)
+    longest = max(len(pair["rejected_ids"]) for pair in whole)
+    shorter = policies.SAMPLING | {"max_new_tokens": longest - 1}  # than what was sampled
+    monkeypatch.setattr(policies, "SAMPLING", shorter)
+    pairs = policies.preference_pairs(course, tokenizer, "train", 5, 3)
+    for pair, before in zip(pairs, whole, strict=True):
+        assert pair["rejected_ids"] == before["rejected_ids"][: longest - 1]
+    ends = chat.stop_ids(tokenizer)
+    assert any(pair["rejected_ids"][-1] not in ends for pair in pairs)
+
+
 def test_a_dpo_policy_learns_from_the_best_and_the_worst(course):  # noqa: F811
     rows = preferences.comparisons(course, "train", 5, 3)
     _, tokenizer = stages.load(course, course.model("base"))
@@ -110,6 +123,7 @@ def test_a_dpo_policy_learns_from_the_best_and_the_worst(course):  # noqa: F811
     for row, pair in zip(rows, pairs, strict=True):
         assert pair["chosen"] == row["completions"][row["ranks"].index(1)]
         assert pair["rejected"] == row["completions"][row["ranks"].index(3)]
+        assert pair["chosen_ids"][-1] in chat.stop_ids(tokenizer)  # it is short and has ended
     good, counts = dpo.check_pairs(pairs)
     assert len(good) == counts["good"]
     first = policies.dpo_policy(course, 5, 3, num_epochs=1)
