@@ -123,7 +123,6 @@ def test_a_dpo_policy_learns_from_the_best_and_the_worst(course):  # noqa: F811
     for row, pair in zip(rows, pairs, strict=True):
         assert pair["chosen"] == row["completions"][row["ranks"].index(1)]
         assert pair["rejected"] == row["completions"][row["ranks"].index(3)]
-        assert pair["chosen_ids"][-1] in chat.stop_ids(tokenizer)  # it is short and has ended
     good, counts = dpo.check_pairs(pairs)
     assert len(good) == counts["good"]
     first = policies.dpo_policy(course, 5, 3, num_epochs=1)
