@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import entr, expit
 
-from course_lib import chat, generate, loop, losses, reward, sources
+from course_lib import chat, generate, logprobs, loop, losses, reward, sources
 from course_lib.cache import stage, write_text
 from course_lib.models import fold_temperature
 from course_lib.reward import (
@@ -198,4 +198,5 @@ def reward_model(
     data = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     key = {"policy": Path(policy).name, "config": asdict(config), "rows": data}
     key |= {"folded": TEMPERATURE}
-    return str(stage("reward", key, make, code=[reward, chat, loop, losses, reward_model]))
+    code = [reward, chat, loop, losses, logprobs, reward_model, render_comparisons]
+    return str(stage("reward", key, make, code=code))
