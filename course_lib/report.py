@@ -88,8 +88,9 @@ def points(
 
     The series has the look number `order`; `positions` maps the x of a row to its place on the
     axis, for categories. `joined` None joins the committed means unless there are positions; True
-    joins this run's dots as well, for a path. The committed results are about the pocket models,
-    so there is a band under the pocket profile alone, and only for what has been committed.
+    is for paths: this run's dots are joined, too, and each committed live run is a thin line. The
+    committed results are about the pocket models, so there is a band under the pocket profile
+    alone, and only for what has been committed.
     """
     from_file = [committed(course.notebook, effort) for effort in ("full", "live")]
     full, live, own = (
@@ -98,11 +99,12 @@ def points(
     )
     if course.profile.name == "pocket":
         lines = positions is None if joined is None else joined
-        _band(ax, full, live, series(order), lines)
-    look = series(order, markeredgecolor="black", zorder=5, label=label, lw=1)
+        _band(ax, full, live, series(order), lines, paths=bool(joined))
+    look = series(order, markeredgecolor="black", zorder=5, lw=1)
     look |= {} if joined else {"linestyle": "none"}
-    own = own.sort_values("x") if joined else own
-    ax.plot(own["at"], own["value"], **look)
+    for _, run in own.sort_values("x").groupby("seed"):
+        ax.plot(run["at"], run["value"], label=label, **look)
+        label = None  # once
 
 
 def _place(frame: pd.DataFrame, positions: Mapping | None) -> pd.DataFrame:
@@ -112,18 +114,31 @@ def _place(frame: pd.DataFrame, positions: Mapping | None) -> pd.DataFrame:
 
 
 def _band(
-    ax: Axes, full: pd.DataFrame, live: pd.DataFrame, look: dict[str, Any], joined: bool
+    ax: Axes,
+    full: pd.DataFrame,
+    live: pd.DataFrame,
+    look: dict[str, Any],
+    joined: bool,
+    paths: bool,
 ) -> None:
     """Committed results: the mean of the full runs with its 95% t-interval over seeds.
 
-    A line and a shade where `joined`, else points with whiskers; the thick pale bars are the 99.9%
-    prediction interval of one live run.
+    A line and a shade where `joined`, else points with whiskers. Of the live runs thin lines where
+    they are `paths`; else the thick pale bars are the 99.9% prediction interval of one of them. A
+    bar may run out of the picture: the axes are made for what was measured.
     """
+    from matplotlib.lines import Line2D
+
     color = look["color"]
+    if paths:
+        for _, run in live.sort_values("x").groupby("seed"):
+            ax.plot(run["at"], run["value"], color=color, alpha=0.35, lw=1)
+        live = live[:0]
     for at, values in live.groupby("at")["value"]:
         if len(values) > 1:
             _, low, high = prediction_interval(values)
-            ax.plot([at, at], [low, high], color=color, alpha=0.35, lw=5)
+            ax.add_artist(Line2D([at, at], [low, high], color=color, alpha=0.35, lw=5))
+            ax.plot([at] * len(values), values, linestyle="none", marker="")  # for the axes
     groups = [(at, values) for at, values in full.groupby("at")["value"] if len(values) > 1]
     if not groups:
         return

@@ -76,7 +76,7 @@ def test_nothing_committed_yet_is_no_error(folder, course):
     assert len(select(committed("01", "full"), "1.3")) == 0
     _, ax = subplots()
     points(ax, course, "1.3", "judge score")
-    assert not ax.collections and len(ax.lines) == 1
+    assert not ax.collections and not ax.lines
 
 
 def test_a_committed_file_without_a_column_is_named(tmp_path):
@@ -90,12 +90,27 @@ def test_band_and_dots_stand_where_the_numbers_say(folder, course):
     fill(course.results, [0])
     _, ax = subplots()
     points(ax, course, "1.3", "judge score", "m", label="m")
-    *bars, line, dots = ax.lines
+    bars = [line for line in ax.lines if line.get_linewidth() == 5]
+    line, dots = ax.lines[-2:]
     assert line.get_xdata().tolist() == [8, 64, 512]
     assert line.get_ydata()[0] == pytest.approx(8**0.5 + 0.02)
     assert len(bars) == 3 and bars[0].get_ydata()[0] < 8**0.5 + 1.055 < bars[0].get_ydata()[1]
     assert dots.get_label() == "m"
     assert dots.get_ydata().tolist() == pytest.approx([8**0.5, 8.0, 512**0.5])
+    # The axes are made for what was measured, a bar may run out of the picture.
+    assert all(low.get_ydata()[0] < 512**0.5 + 2 for low in bars)
+    assert ax.get_ylim()[1] < 512**0.5 + 4
+
+
+def test_a_path_shows_the_committed_runs_as_lines(folder, course):
+    commit(folder)
+    fill(fill(course.results, [0]), [1])
+    _, ax = subplots()
+    points(ax, course, "1.3", "judge score", "m", joined=True, label="m")
+    live = [line for line in ax.lines if line.get_alpha() == 0.35]
+    assert len(live) == committed("01", "live")["seed"].nunique()
+    own = [line for line in ax.lines if line.get_markeredgecolor() == "black"]
+    assert len(own) == 2 and [line.get_label() == "m" for line in own] == [True, False]
 
 
 def test_categories_stand_at_their_positions(folder, course):
@@ -115,7 +130,7 @@ def test_no_band_of_the_pocket_models_over_real_ones(folder, course):
     course.profile.name = "laptop"
     _, ax = subplots()
     points(ax, course, "1.3", "judge score")
-    assert len(ax.lines) == 1 and len(ax.lines[0].get_xdata()) == 0  # the dots alone
+    assert not ax.lines  # no dots either: nothing was run
 
 
 def draw(course, name="01_score", **more):
