@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FEW_RUNS = 8  # below, other live runs are drawn as dots and not as an interval
 MAX_PNG_BYTES = 120_000
 # Okabe and Ito's colours, ordered so that neighbours differ in lightness; each series also has its
 # own marker and dash, so that a figure reads in grayscale.
@@ -124,8 +125,9 @@ def _band(
     """Committed results: the mean of the full runs with its 95% t-interval over seeds.
 
     A line and a shade where `joined`, else points with whiskers. Of the live runs thin lines where
-    they are `paths`; else the thick pale bars are the 99.9% prediction interval of one of them. A
-    bar may run out of the picture: the axes are made for what was measured.
+    they are `paths`; else thick pale bars, the 99.9% prediction interval of one of them, which may
+    run out of the picture: the axes are made for what was measured. Fewer than `FEW_RUNS` give no
+    useful interval and are small pale dots.
     """
     from matplotlib.lines import Line2D
 
@@ -135,7 +137,9 @@ def _band(
             ax.plot(run["at"], run["value"], color=color, alpha=0.35, lw=1)
         live = live[:0]
     for at, values in live.groupby("at")["value"]:
-        if len(values) > 1:
+        if len(values) < FEW_RUNS:
+            ax.plot([at] * len(values), values, ".", color=color, alpha=0.35)
+        else:
             _, low, high = prediction_interval(values)
             ax.add_artist(Line2D([at, at], [low, high], color=color, alpha=0.35, lw=5))
             ax.plot([at] * len(values), values, linestyle="none", marker="")  # for the axes

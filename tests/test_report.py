@@ -102,6 +102,16 @@ def test_band_and_dots_stand_where_the_numbers_say(folder, course):
     assert ax.get_ylim()[1] < 512**0.5 + 4
 
 
+def test_few_live_runs_are_dots(folder, course):
+    fill(Results("01", "live"), range(101, 104)).save(folder)
+    _, ax = subplots()
+    points(ax, course, "1.3", "judge score", "m")
+    assert [line.get_linestyle() for line in ax.lines] == ["None"] * 3  # one x each
+    assert ax.lines[0].get_ydata().tolist() == pytest.approx(
+        [8**0.5 + s / 100 for s in (101, 102, 103)]
+    )
+
+
 def test_a_path_shows_the_committed_runs_as_lines(folder, course):
     commit(folder)
     fill(fill(course.results, [0]), [1])
