@@ -1,7 +1,6 @@
 """DPO beside PPO and best-of-n: true score against KL, operations, the implicit reward.
 
-What notebook 05 measures. All policies of one seed start from the same reference, answer the same
-held-out prompts, and are compared prompt by prompt with what the reference wrote (`Bench`).
+What notebook 05 measures on its test benches, one a seed (`testbench`).
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ import copy
 import itertools
 import json
 import random
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,20 +17,20 @@ import numpy as np
 import pandas as pd
 import torch
 
-from course_lib import CourseError, chat, dpo, marks, policies, reward, search
+from course_lib import CourseError, chat, dpo, marks, policies, reward, testbench
 from course_lib.cache import MANIFEST
 from course_lib.dpo import DPOConfig
 from course_lib.logprobs import sequence_logps, shift_mask, token_logprobs
 from course_lib.loop import endless, evaluating, forward_tokens, to_device
 from course_lib.losses import dpo_loss
-from course_lib.models import frozen_copy, num_parameters
-from course_lib.policies import Written
+from course_lib.models import num_parameters
 from course_lib.ppo import PPOConfig
-from course_lib.preferences import load_policy, policy_of, reward_model
+from course_lib.preferences import SAMPLING
 from course_lib.results import committed
 from course_lib.reward import Comparison
 from course_lib.stages import load, training_history
-from course_lib.stats import over_seeds, t_interval
+from course_lib.stats import t_interval
+from course_lib.testbench import Bench, Point, Written
 
 if TYPE_CHECKING:
     from course_lib.profiles import Course
@@ -41,14 +38,6 @@ if TYPE_CHECKING:
 METHODS = {  # how each trains a policy, and its usual settings
     "DPO": (policies.dpo_policy, policies.dpo_config),
     "PPO": (policies.ppo_policy, policies.ppo_config),
-}
-TRIES = 4  # answers to each held-out prompt that a policy is judged by
-MEASURED = {
-    "truth": "true score",
-    "kl": "KL (nats)",
-    "length": "tokens",
-    "cut": "share cut",
-    "false": "false statements",
 }
 WATCHED = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy")
 
@@ -85,12 +74,17 @@ def bandit_descent(
 # ---- the data ----------------------------------------------------------------------------------
 
 
-def pair_summary(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
+def pair_summary(rows: Sequence[Comparison], tokenizer: Any) -> list[dict[str, Any]]:
     """Of rankings as from `preferences.comparisons`: the best and worst answers, and all pairs.
 
     A table with the number of pairs, how often the label agrees with the true score (a tie counts
-    one half; "unknown" without a truth), and the mean words of chosen and rejected answers.
+    one half; "unknown" without a truth), and of chosen and rejected answers the mean number of
+    tokens and the share that was cut.
     """
+    most = SAMPLING["max_new_tokens"]
+    length = {
+        id(row): [len(ids) for ids in tokenizer(row["completions"])["input_ids"]] for row in rows
+    }
     ends = [[(int(np.argmin(row["ranks"])), int(np.argmax(row["ranks"])))] for row in rows]
     kinds = {"best and worst": ends, "all pairs": [reward.pairs_of(row) for row in rows]}
     table = []
@@ -100,12 +94,11 @@ def pair_summary(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
         if all("scores" in row for row in rows):
             gaps = [row["scores"][i] - row["scores"][j] for row, i, j in found]
             right = float(np.mean(np.sign(gaps)) / 2 + 0.5)
-        chosen, rejected = (
-            float(np.mean([len(one[0]["completions"][one[side]].split()) for one in found]))
-            for side in (1, 2)
-        )
         table.append({"": name, "pairs": len(found), "label agrees with the truth": right})
-        table[-1] |= {"words of chosen": chosen, "words of rejected": rejected}
+        for side, words in ((1, "chosen"), (2, "rejected")):
+            tokens = np.array([length[id(one[0])][one[side]] for one in found])
+            table[-1] |= {f"tokens of {words}": float(tokens.mean())}
+            table[-1] |= {f"{words}: share cut": float((tokens >= most).mean())}
     return table
 
 
@@ -119,116 +112,7 @@ def show_pair(tokenizer: Any, pair: dict) -> str:
     return "".join(shown)
 
 
-# ---- measuring policies ------------------------------------------------------------------------
-
-
-@dataclass
-class Bench:
-    """What all policies of one seed are measured with."""
-
-    course: Course
-    seed: int
-    reference: Any  # the policy before training, frozen
-    tokenizer: Any
-    reward_model: Any
-    reward_folder: str
-    rows: list[dict]  # of P held-out prompts
-    before: Written  # what the reference wrote, (P, N): the start of all, and best-of-n's pool
-
-
-@dataclass
-class Point:
-    """A policy, or best-of-n, on the plot of true score against distance."""
-
-    kl: float  # KL(policy ‖ reference) in nats
-    truth: np.ndarray  # (P,) mean true score at each prompt
-    wins: np.ndarray  # (P,) how often its answers beat the reference's there
-
-
-def load_bench(
-    course: Course,
-    n: int,
-    num_prompts: int,
-    num_answers: int,
-    seed: int,
-    progress: Callable | None = None,
-) -> Bench:
-    """The bench of one seed; its policy and its reward model, on `n` prompts, are made if needed.
-
-    `num_prompts` held-out prompts, to each of which the reference writes `num_answers` answers.
-    """
-    policy, tokenizer = load_policy(course, policy_of(course, course.model("base"), seed))
-    folder = reward_model(course, n, seed=seed, progress=progress)
-    model = reward.load_reward_model(folder, course.device)
-    rows = policies.prompts_that_fit(course, policy, tokenizer, "test", num_prompts, seed)
-    before = policies.write(course, policy, None, model, tokenizer, rows, num_answers, 70 + seed)
-    policies.record(course, ("5.1", "before", 0, seed), before, before)
-    return Bench(course, seed, frozen_copy(policy), tokenizer, model, folder, rows, before)
-
-
-def measure(bench: Bench, policy: Any, claim: str, condition: str, x: float) -> Written:
-    """Let a policy, or the one in a folder, answer the bench's prompts; the means are recorded.
-
-    Each place has random numbers of its own: with the same ones two policies begin their answers
-    alike, and look more alike than they are.
-    """
-    policy = load(bench.course, policy)[0] if isinstance(policy, str) else policy
-    place = claim, condition, x, bench.seed
-    judged_with = bench.reference, bench.reward_model, bench.tokenizer
-    seed = zlib.crc32(repr(place).encode())
-    written = policies.write(bench.course, policy, *judged_with, bench.rows, TRIES, seed)
-    policies.record(bench.course, place, written, bench.before)
-    return written
-
-
-def point(bench: Bench, written: Written) -> Point:
-    """Where what a policy wrote lies."""
-    wins = policies.wins(written.truth, bench.before.truth)
-    return Point(float(written.kl.mean()), written.truth.mean(1), wins)
-
-
-def summary(
-    benches: Mapping[int, Bench], runs: Mapping[tuple[str, int], Written]
-) -> list[dict[str, Any]]:
-    """A table of what was written before training and by each method's policies, with intervals.
-
-    `runs` has keys (method, seed). Intervals are over prompts, or over seeds where there are more.
-    """
-    runs = {("before", seed): bench.before for seed, bench in benches.items()} | dict(runs)
-    table = []
-    for method in dict.fromkeys(name for name, _ in runs):
-        mine = [runs[method, seed] for seed in benches]
-        row: dict[str, Any] = {"": method}
-        for name, words in MEASURED.items():
-            row[words] = str(over_seeds([getattr(one, name).mean(1) for one in mine]))
-        pairs = zip(mine, benches.values(), strict=True)
-        wins = [policies.wins(one.truth, bench.before.truth) for one, bench in pairs]
-        known = {"wins over before": str(over_seeds(wins))}
-        if method == "before":
-            known = {"KL (nats)": "0", "wins over before": ""}
-        table.append(row | known)
-    return table
-
-
-def best_of(bench: Bench, ns: Sequence[int]) -> dict[int, Point]:
-    """Best-of-n by the reward model, from what the reference wrote, recorded.
-
-    Means over all subsets of its answers to a prompt, so best of 1 is where all methods start. The
-    KL is that of each prompt's distinct scores, so equal texts count as one
-    (`search.best_of_n_kl`).
-    """
-    pool = bench.before
-    kl = np.mean([search.best_of_n_kl(ns, search.score_masses(p)) for p in pool.proxy], axis=0)
-    named = {"truth": pool.truth, "proxy": pool.proxy, "length": pool.length}
-    found = {name: search.best_of_n(pool.proxy, ns, values) for name, values in named.items()}
-    found["wins"] = search.best_of_n_wins(pool.proxy, pool.truth, ns)
-    for i, n in enumerate(ns):
-        place = "5.2", "best-of-n", n, bench.seed
-        bench.course.results.add(*place, "kl", max(kl[i], 0.0))
-        for name, values in found.items():
-            bench.course.results.add(*place, name, values[:, i].mean())
-    columns = zip(kl, found["truth"].T, found["wins"].T, strict=True)
-    return {n: Point(max(float(d), 0.0), t, w) for n, (d, t, w) in zip(ns, columns, strict=True)}
+# ---- how far, and what for ---------------------------------------------------------------------
 
 
 def at_kl(bench: Bench, points: Sequence[Point], kl: float) -> np.ndarray:
@@ -268,16 +152,16 @@ def trace(
     found: dict[str, list[Point]] = {}
     for method, written in usual.items():
         place = "5.2", method, settings[method]["beta"], bench.seed
-        policies.record(bench.course, place, written, bench.before)
-        found[method] = [point(bench, written)]
+        testbench.record(bench, place, written)
+        found[method] = [testbench.point(bench, written)]
         for beta in betas[method]:
             if beta != settings[method]["beta"]:
                 options = {**settings[method], "beta": beta}
                 folder = METHODS[method][0](
                     bench.course, n, seed=bench.seed, progress=progress, **options
                 )
-                other = measure(bench, folder, "5.2", method, beta)
-                found[method].append(point(bench, other))
+                other = testbench.measure(bench, folder, "5.2", method, beta)
+                found[method].append(testbench.point(bench, other))
     return found
 
 
@@ -323,19 +207,16 @@ def fresh(bench: Bench) -> Any:
     return copy.deepcopy(bench.reference).requires_grad_(True)
 
 
-def trial(bench: Bench, rows: Sequence[dict], config: DPOConfig, name: str) -> dict[str, Any]:
-    """A short DPO training on rendered pairs, as a row of a table; recorded as claim "break"."""
+def trial(
+    bench: Bench, rows: Sequence[dict], config: DPOConfig, name: str
+) -> tuple[float, Written]:
+    """A short DPO training on rendered pairs: its first loss, and what the policy then writes.
+
+    Recorded as claim "break".
+    """
     policy = fresh(bench)
     history = dpo.train_dpo(policy, rows, config)
-    written = measure(bench, policy, "break", name, 0)
-    return {
-        "": name,
-        "first loss": f"{history[0]['loss']:.3f}",
-        "true score": str(over_seeds([written.truth.mean(1)])),
-        "KL (nats)": str(over_seeds([written.kl.mean(1)])),
-        "tokens": str(over_seeds([written.length.mean(1)])),
-        "wins over before": str(over_seeds([policies.wins(written.truth, bench.before.truth)])),
-    }
+    return history[0]["loss"], testbench.measure(bench, policy, "break", name)
 
 
 def record_training(
@@ -490,27 +371,28 @@ def tuned(bench: Bench, method: str, n: int, factor: float, **changes: Any) -> W
         if "the weights are back" not in str(error):
             raise
         return None
-    return measure(bench, folder, "5.3", method, factor)
+    return testbench.measure(bench, folder, "5.3", method, factor)
 
 
 def gains_by_rate(
     benches: Mapping[int, Bench],
-    runs: Mapping[tuple[str, int], Written],
+    runs: Mapping[str, Mapping[int, Written]],
     n: int,
     settings: Mapping[str, dict],
     factors: Sequence[float],
 ) -> dict[tuple[str, float, int], float]:
     """Points gained by (method, factor on its learning rate, seed), recorded.
 
-    `runs` are those at the usual rate, factor 1, by (method, seed); the others are trained with
+    `runs` are those at the usual rate, factor 1, by method and seed; the others are trained with
     the same `settings` of each method.
     """
     gains = {}
-    for (method, seed), written in runs.items():
-        gains[method, 1.0, seed] = note_gain(benches[seed], method, 1.0, written)
-        for factor in factors:
-            other = tuned(benches[seed], method, n, factor, **settings[method])
-            gains[method, factor, seed] = note_gain(benches[seed], method, factor, other)
+    for method, by_seed in runs.items():
+        for seed, written in by_seed.items():
+            gains[method, 1.0, seed] = note_gain(benches[seed], method, 1.0, written)
+            for factor in factors:
+                other = tuned(benches[seed], method, n, factor, **settings[method])
+                gains[method, factor, seed] = note_gain(benches[seed], method, factor, other)
     return gains
 
 

@@ -7,17 +7,23 @@ it learned is this time's coin flips.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from course_lib import reward
+from course_lib import chat, logprobs, loop, losses, reward
+from course_lib.cache import stage, write_text
+from course_lib.models import save_model
 from course_lib.preferences import (
     PANELS,
+    TEMPERATURE,
     load_policy,
     pair_probabilities,
     policy_of,
@@ -25,6 +31,7 @@ from course_lib.preferences import (
     reward_config,
 )
 from course_lib.reward import Comparison, pairs_of
+from course_lib.stages import HISTORY, training_history
 from course_lib.stats import Interval, smallest_step
 from course_lib.world import instructions, judge, labellers
 
@@ -193,12 +200,28 @@ def trial(
 ) -> tuple[Any, Marks, list[dict]]:
     """A fresh reward model from `start` on rendered rows: model, held-out marks, history.
 
-    The marks are recorded at `place`; `changes` are fields of `RewardConfig`.
+    Trained once, a stage. The marks are recorded at `place`; `changes` are fields of
+    `RewardConfig`.
     """
-    model = reward.make_reward_model(load_policy(course, start)[0], place[-1])
     config = reward_config(course, start, seed=place[-1], **changes)
-    history = reward.train_reward(model, rows, config)
-    return model, record(course, mark(model, held_out), place), history
+
+    def make(folder: Path) -> None:
+        policy, tokenizer = load_policy(course, start)
+        model = reward.make_reward_model(policy, place[-1])
+        history = reward.train_reward(model, rows, config)
+        save_model(model, tokenizer, folder)
+        write_text(folder / HISTORY, json.dumps(history))
+
+    data = hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest()
+    key = {
+        "policy": Path(start).name,
+        "config": asdict(config),
+        "rows": data,
+        "folded": TEMPERATURE,
+    }
+    folder = str(stage("trial", key, make, code=[reward, chat, loop, losses, logprobs, trial]))
+    model = reward.load_reward_model(folder, course.device)
+    return model, record(course, mark(model, held_out), place), training_history(folder)
 
 
 def sweep(
@@ -275,7 +298,8 @@ def batching(
         seen = mark(model, rows)
         accuracy.append(marks.accuracy)
         heart.append(seen.agreement - seen.accuracy)
-        cost.append(sum(history.column("num_tokens")) / sum(history.column("num_pairs")))
+        sums = [sum(step[name] for step in history) for name in ("num_tokens", "num_pairs")]
+        cost.append(sums[0] / sums[1])
         course.results.add(*place, "learned by heart", heart[-1].mean())
         course.results.add(*place, "tokens per comparison", cost[-1])
     ratio = np.full(2, cost[0] / cost[1])

@@ -1,8 +1,7 @@
-"""Policies trained on preferences, PPO's and DPO's: stages, and what is measured of them.
+"""Policies trained on preferences, PPO's and DPO's: stages. `testbench` measures them.
 
-All start from the policy of `preferences.load_policy`, and are measured against it on the same
-held-out prompts: the true score of what they write, the reward model's score, how far they have
-moved (KL), what they state falsely. Where nobody knows the truth a stand-in takes its place
+All start from the policy of `preferences.load_policy`. What PPO's completions are truly worth is
+noted beside the reward model's score; where nobody knows the truth a stand-in takes its place
 (`sources.scorer`), and false statements are not counted.
 """
 
@@ -11,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -250,114 +249,3 @@ def dpo_policy(
     key |= {"folded": TEMPERATURE}
     code = [dpo, chat, loop, losses, logprobs, dpo_policy, preference_pairs]
     return str(stage("dpo", key, make, code=code))
-
-
-# ---- measuring ---------------------------------------------------------------------------------
-
-
-@dataclass
-class Written:
-    """What a policy wrote to P prompts, G answers each, and what it is worth; all (P, G)."""
-
-    rows: list[dict]  # of the prompts
-    texts: np.ndarray
-    truth: np.ndarray  # points of the judge, or of its stand-in
-    proxy: np.ndarray  # the reward model's normalised score
-    kl: np.ndarray  # log π/π_ref of the answer in nats; its mean is KL(policy ‖ reference)
-    false: np.ndarray  # false statements in it
-    length: np.ndarray  # tokens
-
-    @property
-    def cut(self) -> np.ndarray:
-        """Whether an answer was as long as it may be; hardly one ends just there by itself."""
-        return self.length >= SAMPLING["max_new_tokens"]
-
-
-@torch.no_grad()
-def write(
-    course: Course,
-    policy: Any,
-    reference: Any,
-    model: Any,
-    tokenizer: Any,
-    rows: Sequence[dict],
-    tries: int = 2,
-    seed: int = 0,
-) -> Written:
-    """Let a policy answer the prompts of `rows`, and have it measured.
-
-    Args:
-        reference: that the KL is measured from; None where the policy is its own, and KL is 0.
-        model: the reward model, as in `Scorer`.
-    """
-    prompts = [chat.render_prompt(tokenizer, row["prompt"]) for row in rows]
-    sampling = sampling_config(tokenizer)
-    out = generate.generate(
-        policy,
-        prompts,
-        max_new_tokens=sampling.max_new_tokens,
-        eos_ids=sampling.eos_ids,
-        pad_id=0,
-        num_generations=tries,
-        seed=seed,
-        batch_size=course.profile.batch["generate"],
-    )
-    asked = [prompt for prompt in prompts for _ in range(tries)]
-    scorer = Scorer(course, model, tokenizer, rows)
-    scorer(asked, out.lists)
-    found = {name: np.array(values) for name, values in scorer.seen[0].items()}
-    found["kl"] = np.zeros(len(asked))
-    if reference is not None:
-        answers = [
-            {"input_ids": prompt + ids, "completion_mask": [0] * len(prompt) + [1] * len(ids)}
-            for prompt, ids in zip(asked, out.lists, strict=True)
-        ]
-        for group in chat.batches(answers, tokens_per_batch=loop.forward_tokens(reference)):
-            mask = out.completion_mask[group]
-            there, _ = ppo.forward(reference, None, [answers[i] for i in group], mask)
-            k1, _ = losses.kl_estimates(out.logprobs[group], there)
-            found["kl"][group] = k1.where(mask, 0).sum(-1).cpu().numpy()
-    found["length"] = out.completion_mask.sum(-1).cpu().numpy()
-    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in out.lists]
-    shape = len(rows), tries
-    arrays = {name: values.reshape(shape) for name, values in found.items()}
-    return Written(list(rows), np.array(texts, dtype=object).reshape(shape), **arrays)
-
-
-def wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How often a beats b by true score at the same prompt, (P,): all (P, G) against all (P, H).
-
-    A tie counts one half.
-    """
-    return (np.sign(a[:, :, None] - b[:, None, :]).mean((1, 2)) + 1) / 2
-
-
-def measure(
-    course: Course,
-    place: tuple[str, str, float, int],
-    policy: Any,
-    yardstick: tuple,
-    before: Written | None = None,
-) -> Written:
-    """`write`, with what it measured recorded at `place`, (claim, condition, x, seed).
-
-    Args:
-        yardstick: the other arguments of `write`, from `reference` to `tries`: what all policies of
-            a comparison are measured with.
-        before: what the policy before the training wrote; the wins over it are recorded, too. It
-            had other random numbers: else an untrained policy would repeat it word by word. None
-            for that policy itself.
-    """
-    reference, *others = yardstick
-    reference, draw = (None, 0) if before is None else (reference, 1)
-    written = write(course, policy, reference, *others, seed=2 * place[-1] + draw)
-    record(course, place, written, before)
-    return written
-
-
-def record(course: Course, place: tuple, written: Written, before: Written | None = None) -> None:
-    """Record the means of what a policy wrote, and its wins over the policy `before` training."""
-    for name in (*WATCHED, "kl", "length"):
-        course.results.add(*place, name, getattr(written, name).mean())
-    if before is not None:
-        course.results.add(*place, "wins", wins(written.truth, before.truth).mean())

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from course_lib import chat, policies, ppo, search, sources
+from course_lib import chat, policies, ppo, search, sources, testbench
 from course_lib.experiments import SAMPLING
 from course_lib.models import frozen_copy
-from course_lib.policies import WATCHED, Progress, Written
+from course_lib.policies import WATCHED, Progress
 from course_lib.preferences import comparisons, load_policy, policy_of
 from course_lib.stages import load, training_history
 from course_lib.stats import Interval, over_seeds, ratio_items, smallest_step
+from course_lib.testbench import Bench, Written
 
 if TYPE_CHECKING:
     from course_lib.profiles import Course
@@ -51,26 +52,21 @@ def train(course: Course, runs: Runs, progress: Progress | None = None) -> Folde
 
 
 def measure(
-    course: Course,
-    runs: Runs,
-    folders: Folders,
-    yardsticks: Mapping[int, tuple],
-    before: Mapping[int, Written],
+    benches: Mapping[int, Bench], runs: Runs, folders: Folders
 ) -> dict[str, dict[int, Written]]:
     """What the trained policies write to the held-out prompts, by run and seed, recorded as "4.1".
 
-    The KL of a policy of another size is to its own reference; its wins are over `before`, too.
+    The KL of a policy of another size is to its own reference; its wins are over the same answers.
     """
     found: dict[str, dict[int, Written]] = {}
     for name, settings in runs.items():
         found[name] = {}
         for seed, folder in folders[name].items():
-            yardstick = yardsticks[seed]
+            bench, reference = benches[seed], None
             if base := settings.get("base"):
-                start = load_policy(course, policy_of(course, base, seed))[0]
-                yardstick = (frozen_copy(start), *yardstick[1:])
-            model, place = load(course, folder)[0], ("4.1", name, 0, seed)
-            found[name][seed] = policies.measure(course, place, model, yardstick, before[seed])
+                start = load_policy(bench.course, policy_of(bench.course, base, seed))[0]
+                reference = frozen_copy(start)
+            found[name][seed] = testbench.measure(bench, folder, "4.1", name, reference=reference)
     return found
 
 
@@ -171,38 +167,13 @@ def later_peak(folders: Sequence[Mapping[int, str]]) -> Interval:
     return smallest_step(found)
 
 
-def pool(course: Course, policy: Any, yardstick: tuple, before: Written, seed: int) -> Written:
+def pool(bench: Bench) -> Written:
     """The answers that best-of-n picks from: `before`, or 1,024 to each of 48 prompts if `full`."""
-    if not course.full:
-        return before
-    _, *by, rows, _ = yardstick
-    return policies.write(course, policy, None, *by, rows[:48], 1024, seed=1000 + seed)
-
-
-def best_of_n(course: Course, pool: Written, seed: int) -> dict[int, np.ndarray]:
-    """Record best-of-n by the reward model, x = n = 1, 2, 4 ..., from a pool of answers a prompt.
-
-    "truth" and "proxy" are means over all subsets of the pool, "wins" as in
-    `search.best_of_n_wins`, up to half the pool; "kl" counts duplicates, "textbook kl" is
-    log n - (n - 1) / n.
-
-    Returns:
-        The wins by prompt (P,) for each n.
-    """
-    size = pool.truth.shape[1]
-    ns = [2**i for i in range(size.bit_length()) if 2**i <= size]
-    kls = [search.best_of_n_kl(ns, search.score_masses(scores)) for scores in pool.proxy]
-    curves = {"truth": pool.truth, "proxy": pool.proxy}
-    found = {name: search.best_of_n(pool.proxy, ns, v).mean(0) for name, v in curves.items()}
-    found |= {"kl": np.mean(kls, axis=0), "textbook kl": search.best_of_n_kl(ns)}
-    found["gain"] = found["truth"] - found["truth"][0]
-    few = [n for n in ns if n <= size // 2]
-    wins = search.best_of_n_wins(pool.proxy, pool.truth, few)
-    found["wins"] = wins.mean(0)
-    for name, curve in found.items():
-        for n, value in zip(ns, curve, strict=False):
-            course.results.add("along", "best of n", n, seed, name, value)
-    return dict(zip(few, wins.T, strict=True))
+    if not bench.course.full:
+        return bench.before
+    by, rows = (bench.reward_model, bench.tokenizer), bench.rows[:48]
+    seed = testbench.draw(("along", "best of n", 0, bench.seed))
+    return testbench.write(bench.course, bench.reference, None, *by, rows, 1024, seed)
 
 
 def fitted(course: Course, name: str) -> search.OverOptimisation | None:
@@ -238,14 +209,13 @@ def fit_rows(course: Course, fits: Mapping[str, search.OverOptimisation]) -> lis
 # ---- other models, and the tax -----------------------------------------------------------------
 
 
-def prompted(
-    course: Course, model: str, rows: Sequence[dict], tries: int, seed: int, shots: int = SHOTS
-) -> np.ndarray:
-    """True scores (P, G) of what a base model writes, after `shots` good examples or none.
+def prompted(bench: Bench, model: str, tries: int, shots: int = SHOTS) -> np.ndarray:
+    """True scores (P, tries) of what a base model writes, after `shots` good examples or none.
 
     The examples are the best of `BEST_OF` demonstrations, by the same score, in a transcript of a
     user and an assistant, which base models have read in their pretraining: a strong prompt.
     """
+    course, rows, seed = bench.course, bench.rows, bench.seed
     network, tokenizer = load(course, model)
     kind = ["explain"] if shots else None
     shown = sources.instruction_rows(course, BEST_OF, seed=seed, kinds=kind) if shots else []
@@ -266,13 +236,13 @@ def play(course: Course, truths: Mapping[str, np.ndarray], seed: int) -> None:
     for a, mine in truths.items():
         for b, theirs in truths.items():
             if a != b:
-                rate = policies.wins(mine, theirs).mean()
+                rate = testbench.wins(mine, theirs).mean()
                 course.results.add("4.5", a, b, seed, "wins", rate)
 
 
 def more_wins(truths: Mapping[str, np.ndarray], a: str, b: str, against: str) -> np.ndarray:
     """By prompt (P,): how much more often a than b writes a better answer than a third model."""
-    return policies.wins(truths[a], truths[against]) - policies.wins(truths[b], truths[against])
+    return testbench.wins(truths[a], truths[against]) - testbench.wins(truths[b], truths[against])
 
 
 def tax(
@@ -296,19 +266,22 @@ def tax(
 
 
 def taxes(
-    course: Course, starts: Mapping[int, Any], folders: Folders, tokenizer: Any
+    benches: Mapping[int, Bench], folders: Folders
 ) -> dict[str, dict[int, dict[str, np.ndarray]]]:
     """`tax` of the base model, the policies as they came ("SFT") and the trained ones.
 
     By name and seed; the base model is the same for all seeds.
     """
-    base = tax(course, load(course, course.model("base"))[0], tokenizer, "base", course.seed)
-    found = {"base": dict.fromkeys(starts, base), "SFT": {}}
-    for seed, model in starts.items():
-        found["SFT"][seed] = tax(course, model, tokenizer, "SFT", seed)
-    for name, by_seed in folders.items():
-        models = {seed: load(course, folder)[0] for seed, folder in by_seed.items()}
-        found[name] = {s: tax(course, model, tokenizer, name, s) for s, model in models.items()}
+    found: dict[str, dict[int, dict[str, np.ndarray]]] = {"base": {}, "SFT": {}}
+    for seed, bench in benches.items():
+        course, by = bench.course, bench.tokenizer
+        if not found["base"]:
+            base = load(course, course.model("base"))[0]
+            found["base"] = dict.fromkeys(benches, tax(course, base, by, "base", seed))
+        found["SFT"][seed] = tax(course, bench.reference, by, "SFT", seed)
+        for name, by_seed in folders.items():
+            model = load(course, by_seed[seed])[0]
+            found.setdefault(name, {})[seed] = tax(course, model, by, name, seed)
     return found
 
 
@@ -316,9 +289,8 @@ def taxes(
 
 
 def only_full(
-    course: Course,
+    benches: Mapping[int, Bench],
     folders: Folders,
-    before: Mapping[int, Written],
     after: Mapping[str, Mapping[int, Written]],
     taxes: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]],
     played: Mapping[int, Mapping[str, np.ndarray]],
@@ -326,22 +298,22 @@ def only_full(
     """The claims about runs that a live run leaves out, by id; none where these are not there."""
     if "the truth" not in after:
         return {}
-    seeds = course.seeds
+    seeds = list(benches)
 
-    def gains(name: str) -> list[np.ndarray]:
-        return [(after[name][s].truth - before[s].truth).mean(1) for s in seeds]
+    def gained(name: str, what: str = "truth") -> list[np.ndarray]:
+        pairs = [(after[name][s], benches[s].before) for s in seeds]
+        return [getattr(a, what).mean(1) - getattr(b, what).mean(1) for a, b in pairs]
 
     def distance(name: str) -> list[np.ndarray]:
         return [after[name][s].kl.mean(1) for s in seeds]
 
-    shares = [ratio_items(*pair) for pair in zip(gains("PPO"), gains("the truth"), strict=True)]
+    shares = [ratio_items(*pair) for pair in zip(gained("PPO"), gained("the truth"), strict=True)]
     nearer = [distance(name) for name in ("β = 0.8", "PPO", "β = 0.05", "no penalty")]
     amounts = [folders[f"{n} prompts"] for n in (64, 512, 2048)]
-    false = [(after["biased labellers"][s].false.mean(1) - before[s].false.mean(1)) for s in seeds]
     weights = ("PPO", "γ = 0.1", "γ = 1.0")
     kept = [[-taxes[name][s]["document_loss"] for s in seeds] for name in weights]
-    ptx = zip(gains("γ = 1.0"), gains("PPO"), strict=True)
-    small = [policies.wins(played[s]["s, PPO"], played[s]["l, prompted"]) for s in seeds]
+    ptx = zip(gained("γ = 1.0"), gained("PPO"), strict=True)
+    small = [testbench.wins(played[s]["s, PPO"], played[s]["l, prompted"]) for s in seeds]
     return {
         "4.1c": over_seeds(shares),
         "4.2d": smallest_step(nearer),
@@ -349,7 +321,7 @@ def only_full(
         "4.4c": smallest_step(kept),
         "4.4d": over_seeds([with_it - without for with_it, without in ptx]),
         "4.5b": over_seeds(small),
-        "4.6b": over_seeds(false),
+        "4.6b": over_seeds(gained("biased labellers", "false")),
     }
 
 
@@ -383,18 +355,17 @@ def pleasing(written: Written, before: Written) -> float:
     return float((pleased & (written.truth < np.quantile(before.truth, 0.25))).mean())
 
 
-def walk(
-    course: Course, policy: Any, yardstick: tuple, beta: float, seed: int, num: int = 12
-) -> tuple[str, list[dict[str, Any]]]:
+def walk(bench: Bench, policy: Any, beta: float, num: int = 12) -> tuple[str, list[dict[str, Any]]]:
     """An answer of a policy to the first prompt, as PPO sees it: its text, and a table.
 
     The `num` tokens that count most, in their order, and a line with the sums over all of them.
     """
-    reference, model, tokenizer, rows, _ = yardstick
-    prompts = [chat.render_prompt(tokenizer, row["prompt"]) for row in rows[:1]]
-    scorer = policies.Scorer(course, model, tokenizer, rows)
+    tokenizer, by = bench.tokenizer, (bench.reward_model, bench.tokenizer)
+    prompts = [chat.render_prompt(tokenizer, row["prompt"]) for row in bench.rows[:1]]
+    scorer = policies.Scorer(bench.course, *by, bench.rows)
     sampling = policies.sampling_config(tokenizer, num_generations=1)
-    rollout = ppo.collect_rollout(policy, reference, None, prompts, scorer, sampling, seed)
+    at = bench.reference, None, prompts, scorer, sampling
+    rollout = ppo.collect_rollout(policy, *at, bench.seed)
     ppo.compute_advantages(rollout, ppo.PPOConfig(beta=beta), beta)
     ids = rollout.rows[0]["input_ids"][len(prompts[0]) :]
     columns = {
@@ -414,28 +385,22 @@ def walk(
     return tokenizer.decode(ids, skip_special_tokens=True), [*table, total]
 
 
-def passes(course: Course, yardstick: tuple, seed: int, num_epochs: int, **changes: Any) -> Written:
+def passes(bench: Bench, name: str, num_epochs: int, **changes: Any) -> Written:
     """One rollout of the policy as it came, used for `num_epochs` passes.
 
-    Returns what it then writes to the held-out prompts of the yardstick.
+    Returns what it then writes to the bench's prompts, recorded as claim "break".
     """
-    own = course.model("base")
+    course, own, seed = bench.course, bench.course.model("base"), bench.seed
     policy, tokenizer = load_policy(course, policy_of(course, own, seed))
     rows = policies.prompts_that_fit(course, policy, tokenizer, "train", 64, seed)
     prompts = [chat.render_prompt(tokenizer, row["prompt"]) for row in rows]
     value = ppo.ValueHead(policy.config.hidden_size).to(policy.device)
-    scorer = policies.Scorer(course, yardstick[1], tokenizer, rows)
+    scorer = policies.Scorer(course, bench.reward_model, tokenizer, rows)
     sampling = policies.sampling_config(tokenizer, num_generations=1)
     config = policies.ppo_config(course, own, num_epochs=num_epochs, **changes)
-    at = yardstick[0], value, prompts, scorer, sampling
+    at = bench.reference, value, prompts, scorer, sampling
     rollout = ppo.collect_rollout(policy, *at, seed)
     ppo.compute_advantages(rollout, config, config.beta)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=0.0)
     ppo.update_policy(policy, value, optimizer, rollout, config, random.Random(seed))
-    return policies.write(course, policy, *yardstick, seed=2 * seed + 1)
-
-
-def moved(written: Written) -> dict[str, str]:
-    """How far a policy went and what it gained, over prompts, for a table."""
-    titles = {"kl": "KL (nats)", "proxy": "score", "truth": "true score"}
-    return {t: str(over_seeds([getattr(written, name).mean(1)])) for name, t in titles.items()}
+    return testbench.measure(bench, policy, "break", name)

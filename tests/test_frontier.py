@@ -8,32 +8,16 @@ import numpy as np
 import pytest
 import torch
 from test_preferences import course, demonstrations_ranked, folder  # noqa: F401  tiny models
+from test_testbench import bench, written
 from tiny import tiny
 
-from course_lib import CourseError, dpo, frontier, policies, preferences, reward
-from course_lib.frontier import Bench, Point
+from course_lib import CourseError, dpo, frontier, policies, preferences, reward, testbench
 from course_lib.models import frozen_copy, num_parameters
-from course_lib.policies import Written
-from course_lib.results import Results
+from course_lib.testbench import Bench, Point
 
 REFERENCE = torch.tensor([0.4, 0.3, 0.2, 0.1])
 REWARDS = torch.tensor([-0.5, 0.2, 1.0, 1.5])
 SHARES = (REWARDS[:, None] - REWARDS).sigmoid()
-
-
-def written(truth, proxy=None, **more):
-    """What a policy wrote, of which only some is looked at."""
-    truth = np.asarray(truth, dtype=float)
-    arrays = {name: np.zeros(truth.shape) for name in ("kl", "false", "length")} | more
-    texts = np.full(truth.shape, "", dtype=object)
-    return Written([{}] * len(truth), texts, truth, truth if proxy is None else proxy, **arrays)
-
-
-def bench(before, **more):
-    """A bench of known answers, without models."""
-    run = SimpleNamespace(results=Results("05", "live"))
-    empty = {"reference": None, "tokenizer": None, "reward_model": None, "reward_folder": ""}
-    return Bench(run, 0, **empty, rows=[], before=before, **more)
 
 
 @pytest.mark.parametrize("beta", [0.2, 1.0])
@@ -54,13 +38,17 @@ def test_with_one_label_a_pair_margins_grow_for_ever_and_beta_is_only_a_scale():
 
 
 def test_the_table_of_pairs_counts_what_labels_and_truth_say():
-    row = {"completions": ["one", "one two", "one two three"], "ranks": [1, 3, 2]}
-    ends, everything = frontier.pair_summary([row | {"scores": [5.0, 5.0, 1.0]}])
+    def by_word(texts):
+        return {"input_ids": [text.split() for text in texts]}
+
+    row = {"completions": ["one", "one two", "two " * 110], "ranks": [1, 3, 2]}
+    ends, everything = frontier.pair_summary([row | {"scores": [5.0, 5.0, 1.0]}], by_word)
     assert (ends["pairs"], ends["label agrees with the truth"]) == (1, 0.5)  # a tie
-    assert (ends["words of chosen"], ends["words of rejected"]) == (1.0, 2.0)
+    assert (ends["tokens of chosen"], ends["tokens of rejected"]) == (1.0, 2.0)
+    assert (everything["chosen: share cut"], everything["rejected: share cut"]) == (1 / 3, 1 / 3)
     assert everything["pairs"] == 3  # 0 over 1 tied, 0 over 2 right, 2 over 1 wrong
     assert everything["label agrees with the truth"] == pytest.approx(0.5)
-    assert frontier.pair_summary([row])[0]["label agrees with the truth"] == "unknown"
+    assert frontier.pair_summary([row], by_word)[0]["label agrees with the truth"] == "unknown"
 
 
 def test_a_frontier_is_read_between_its_points_and_not_beyond_them():
@@ -73,23 +61,6 @@ def test_a_frontier_is_read_between_its_points_and_not_beyond_them():
     assert frontier.ahead(here, [far, near], Point(1, np.array([1, 7]), np.zeros(2))) == (
         pytest.approx([2, -2])
     )
-
-
-def test_best_of_n_is_by_proxy_and_paid_in_truth():
-    """The proxy likes the answer of true score 0 best, and otherwise what is true."""
-    pool = written([[0.0, 4.0, 1.0, 3.0]], proxy=np.array([[9.0, 4.0, 1.0, 3.0]]))
-    found = frontier.best_of(here := bench(pool), (1, 2))
-    assert found[1].kl == 0 and found[1].truth == pytest.approx([2])
-    assert found[1].wins == pytest.approx([0.5])  # best of 1 is where it starts
-    # Of the six pairs three have the favourite; the best of the others are 4, 4 and 3.
-    assert found[2].truth == pytest.approx([(4 + 4 + 3) / 6])
-    # The favourite loses to both of the other half, whose best loses to one of this one.
-    assert found[2].wins == pytest.approx([(0 + 0.5) / 2])
-    assert 0 < found[2].kl <= math.log(2) - 1 / 2
-    rows = here.course.results.frame("5.2", "kl", "best-of-n")
-    assert rows["value"].tolist() == pytest.approx([found[1].kl, found[2].kl])
-    same = written([[2.0] * 6])  # where all texts are equal there is nothing to pick
-    assert frontier.best_of(bench(same), (3,))[3].kl == pytest.approx(0, abs=1e-9)
 
 
 def test_a_curve_starts_before_training_and_goes_outwards():
@@ -192,7 +163,7 @@ def test_a_run_that_stopped_itself_gains_nothing_and_other_errors_are_raised(mon
 
     usual = SimpleNamespace(learning_rate=0.1)
     monkeypatch.setitem(frontier.METHODS, "PPO", (train, lambda *a: usual))
-    settings, runs = {"PPO": {"beta": 0.2}}, {("PPO", 0): written([[3.5]])}
+    settings, runs = {"PPO": {"beta": 0.2}}, {"PPO": {0: written([[3.5]])}}
     gains = frontier.gains_by_rate({0: here}, runs, 8, settings, (3.0,))
     assert gains == {("PPO", 1.0, 0): 2.5, ("PPO", 3.0, 0): 0.0}
     assert asked == {"beta": 0.2, "rate": pytest.approx(0.3)}
@@ -201,23 +172,17 @@ def test_a_run_that_stopped_itself_gains_nothing_and_other_errors_are_raised(mon
         frontier.tuned(here, "PPO", 8, 3.0)
 
 
-def test_a_bench_from_its_models_to_the_frontier(course):  # noqa: F811
-    here = frontier.load_bench(course, 6, 3, 2, seed=0)
-    assert here.before.truth.shape == here.before.texts.shape == (3, 2)
-    assert (here.before.kl == 0).all() and (here.before.length > 0).all()
-    known = policies.judged(course, here.rows[:1] * 2, list(here.before.texts[0]))
-    assert here.before.truth[0] == pytest.approx(known["truth"], abs=1e-3)
+def test_from_a_bench_to_the_frontier(course):  # noqa: F811
+    here = testbench.load_bench(course, 6, 3, 2, 0, ("5.1", "before"))
     options = {"beta": 0.5, "num_steps": 3}
     folder = policies.dpo_policy(course, 6, seed=0, **options)  # noqa: F811
     frontier.record_training(course, folder, 6, 4, 0, bins=5)
     assert len(course.results.frame("train", "loss")) == 3  # no more bins than steps
     assert frontier.seconds(folder) > 0 and frontier.seconds("elsewhere") == 0
-    usual = {"DPO": frontier.measure(here, folder, "5.1", "DPO", 0)}
+    usual = {"DPO": testbench.measure(here, folder, "5.1", "DPO")}
     found = frontier.trace(here, usual, 6, {"DPO": options}, {"DPO": (0.5, 2.0)})
     assert len(found["DPO"]) == 2 and found["DPO"][0].truth.shape == (3,)
     assert sorted(course.results.frame("5.2", "truth", "DPO")["x"]) == [0.5, 2.0]
-    table = frontier.summary({0: here}, {("DPO", 0): usual["DPO"]})
-    assert [row[""] for row in table] == ["before", "DPO"]
     rows = preferences.rendered(course, here.tokenizer, "test", 3)
     assert 0 <= frontier.reward_marks(here, rows).accuracy.mean() <= 1
     pairs = policies.preference_pairs(course, here.tokenizer, "train", 6)
@@ -225,6 +190,6 @@ def test_a_bench_from_its_models_to_the_frontier(course):  # noqa: F811
     assert sorted(map(str, again)) == sorted(map(str, frontier.in_order(pairs, 4)))
     config = policies.dpo_config(course, course.model("base"), num_steps=2)
     reference = {n: p.clone() for n, p in here.reference.named_parameters()}
-    row = frontier.trial(here, pairs, config, "short")
-    assert float(row["first loss"]) == pytest.approx(math.log(2), abs=1e-3)
+    loss, answers = frontier.trial(here, pairs, config, "short")
+    assert loss == pytest.approx(math.log(2), abs=1e-3) and answers.truth.shape == (3, 4)
     assert all(torch.equal(reference[n], p) for n, p in here.reference.named_parameters())

@@ -1,14 +1,12 @@
-"""Policies trained on preferences: what is scored, what is measured, what is kept."""
+"""Policies trained on preferences: what is scored, what is kept."""
 
 import numpy as np
 import pytest
-import torch
 from test_preferences import course  # noqa: F401  its instruct model has seen 8 demonstrations
 from test_stages import folder  # noqa: F401  a tiny base model
 from tiny import tiny
 
 from course_lib import chat, dpo, policies, preferences, reward, stages
-from course_lib.models import frozen_copy
 from course_lib.world.instructions import explain_prompts
 from course_lib.world.judge import judge
 
@@ -55,33 +53,6 @@ def test_false_statements_are_counted():
     texts = contrast(row)
     false = policies.judged(known, [row] * 2, [texts["plain, true"], texts["plain, false"]])
     assert false["false"].tolist() == [0, 1]
-
-
-def test_wins_by_hand():
-    a, b = np.array([[3.0, 1.0], [0.0, 0.0]]), np.array([[2.0, 1.0], [1.0, 5.0]])
-    assert policies.wins(a, b).tolist() == [(1 + 1 + 0 + 0.5) / 4, 0.0]
-    assert policies.wins(a, b) + policies.wins(b, a) == pytest.approx([1, 1])
-
-
-def test_an_untrained_policy_is_at_no_distance(course, short):  # noqa: F811
-    model, tokenizer = preferences.load_policy(course, preferences.policy_of(course, "base", 0))
-    rows = policies.prompts_that_fit(course, model, tokenizer, "test", 3)
-    yardstick = frozen_copy(model), reward.make_reward_model(model), tokenizer, rows, 2
-    before = policies.measure(course, ("4.1", "SFT", 0, 0), model, yardstick)
-    assert before.kl == pytest.approx(0, abs=1e-4) and before.truth.shape == (3, 2)
-    assert [judge(rows[1], text).score for text in before.texts[1]] == pytest.approx(
-        before.truth[1].tolist(), abs=1e-4
-    )
-    again = policies.measure(course, ("4.1", "same", 0, 0), model, yardstick, before)
-    assert again.kl == pytest.approx(0, abs=1e-4)
-    assert (again.texts != before.texts).any()  # other random numbers
-    with torch.no_grad():
-        model.model.norm.weight *= 1.3
-    moved = policies.write(course, model, *yardstick)
-    assert np.abs(moved.kl).mean() > 0.01
-    frame = course.results.frame("4.1")
-    assert set(frame["measure"]) == {"truth", "proxy", "false", "kl", "length", "wins"}
-    assert len(frame[frame["measure"] == "wins"]) == 1
 
 
 def test_a_ppo_policy_is_trained_once_and_notes_every_completion(course, short):  # noqa: F811

@@ -1,14 +1,15 @@
 """The experiments of notebook 04: peaks without luck, best-of-n, and who plays whom."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from test_policies import short  # noqa: F401  few and short completions
 from test_preferences import course  # noqa: F401  its instruct model has seen 8 demonstrations
 from test_stages import folder  # noqa: F401  a tiny base model
 
-from course_lib import chat, policies, preferences, reward, rlhf
-from course_lib.models import frozen_copy
-from course_lib.policies import Written
+from course_lib import chat, policies, preferences, rlhf, testbench
+from course_lib.testbench import Written
 
 
 @pytest.fixture
@@ -77,22 +78,7 @@ def test_a_training_is_recorded_by_window(course, histories):  # noqa: F811
     assert wide["truth"].tolist() == [1, 1.5, 5.5] and wide["gain"].tolist() == [0, 0.5, 4.5]
 
 
-def test_best_of_n_starts_at_the_policy_and_its_curve_is_fitted(course, short):  # noqa: F811
-    model, tokenizer = preferences.load_policy(course, preferences.policy_of(course, "base", 0))
-    rows = policies.prompts_that_fit(course, model, tokenizer, "test", 3)
-    yardstick = frozen_copy(model), reward.make_reward_model(model), tokenizer, rows, 2
-    before = policies.write(course, model, None, *yardstick[1:-1], 8)
-    assert rlhf.pool(course, model, yardstick, before, 0) is before
-    wins = rlhf.best_of_n(course, before, seed=0)
-    assert sorted(wins) == [1, 2, 4] and wins[1] == pytest.approx(0.5)
-    wide = course.results.frame("along").pivot_table(index="x", columns="measure", values="value")
-    assert wide.index.tolist() == [1, 2, 4, 8]
-    assert (
-        wide["gain"][1] == wide["kl"][1] == 0 and (wide["kl"] <= wide["textbook kl"] + 1e-9).all()
-    )
-    assert (np.diff(wide["proxy"]) >= 0).all()
-    fit = rlhf.fitted(course, "best of n")
-    assert fit is None or fit.form == "bon"
+def test_too_few_points_are_not_fitted(course):  # noqa: F811
     assert rlhf.fitted(course, "no such run") is None
 
 
@@ -106,10 +92,11 @@ def test_prompted_models_get_their_best_examples(course, monkeypatch):  # noqa: 
     monkeypatch.setattr(chat, "complete", complete)
     base = course.model("base")
     rows = policies.prompts_that_fit(course, *preferences.load(course, base), "test", 2)
-    assert rlhf.prompted(course, base, rows, 2, seed=0).shape == (2, 2)
+    here = SimpleNamespace(course=course, rows=rows, seed=0)
+    assert rlhf.prompted(here, base, 2).shape == (2, 2)
     assert asked[0].count("User:") == rlhf.SHOTS + 1
     assert asked[0].endswith(f"User: {rows[0]['prompt']}\nAssistant:")
-    rlhf.prompted(course, base, rows, 2, seed=0, shots=0)
+    rlhf.prompted(here, base, 2, shots=0)
     assert asked[-1] == rows[1]["prompt"]
 
 
@@ -144,15 +131,13 @@ def test_hacked_answers_are_those_that_please_the_wrong_one():
 
 
 def test_a_walk_adds_up_to_the_score_less_the_penalty(course, short):  # noqa: F811
-    model, tokenizer = preferences.load_policy(course, preferences.policy_of(course, "base", 0))
-    rows = policies.prompts_that_fit(course, model, tokenizer, "test", 3)
-    yardstick = frozen_copy(model), reward.make_reward_model(model), tokenizer, rows, 2
-    text, (*table, total) = rlhf.walk(course, model, yardstick, 0.5, 0, num=4)
+    here = testbench.load_bench(course, 6, 3, 2, 0, ("4.1", "SFT"))
+    text, (*table, total) = rlhf.walk(here, here.reference, 0.5, num=4)
     places = [int(row["place"]) for row in table]
     assert len(places) == 4 and places == sorted(places) and "<|" not in text
     score = table[-1]["reward"]  # of the last token: policy and reference are the same
     assert total["reward"] == pytest.approx(score, abs=1e-4)
     assert total["-β log(π/π_ref)"] == pytest.approx(0, abs=1e-4)
-    found = rlhf.passes(course, yardstick, 0, 2, beta=0.5, cliprange=float("inf"))
-    assert found.truth.shape == (3, 2)
-    assert set(rlhf.moved(found)) == {"KL (nats)", "score", "true score"}
+    found = rlhf.passes(here, "torn", 2, beta=0.5, cliprange=float("inf"))
+    assert found.truth.shape == (3, testbench.TRIES)
+    assert set(course.results.frame("break")["condition"]) == {"torn"}

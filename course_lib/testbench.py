@@ -1,0 +1,251 @@
+"""The test bench of notebooks 04 and 05: what a policy writes to held-out prompts, and its worth.
+
+All policies of one seed start from the same reference, answer the same prompts, and are compared
+prompt by prompt with what the reference wrote (`Bench`): the true score, the reward model's score,
+how far they have moved (KL), false statements, length, wins.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from course_lib import chat, generate, loop, losses, policies, ppo, reward, search
+from course_lib.models import frozen_copy
+from course_lib.policies import WATCHED, Progress, Scorer
+from course_lib.preferences import SAMPLING, load_policy, policy_of, reward_model
+from course_lib.stages import load
+from course_lib.stats import over_seeds
+
+if TYPE_CHECKING:
+    from course_lib.profiles import Course
+
+TRIES = 4  # answers to each held-out prompt that a policy is judged by
+COLUMNS = {
+    "truth": "true score",
+    "proxy": "score",
+    "kl": "KL (nats)",
+    "length": "tokens",
+    "cut": "share cut",
+    "false": "false statements",
+}
+
+
+@dataclass
+class Written:
+    """What a policy wrote to P prompts, G answers each, and what it is worth; all (P, G)."""
+
+    rows: list[dict]  # of the prompts
+    texts: np.ndarray
+    truth: np.ndarray  # points of the judge, or of its stand-in
+    proxy: np.ndarray  # the reward model's normalised score
+    kl: np.ndarray  # log π/π_ref of the answer in nats; its mean is KL(policy ‖ reference)
+    false: np.ndarray  # false statements in it
+    length: np.ndarray  # tokens
+
+    @property
+    def cut(self) -> np.ndarray:
+        """Whether an answer was as long as it may be; hardly one ends just there by itself."""
+        return self.length >= SAMPLING["max_new_tokens"]
+
+
+@dataclass
+class Bench:
+    """What all policies of one seed are measured with."""
+
+    course: Course
+    seed: int
+    reference: Any  # the policy before training, frozen
+    tokenizer: Any
+    reward_model: Any
+    reward_folder: str
+    rows: list[dict]  # of P held-out prompts
+    before: Written  # what the reference wrote, (P, N): the start of all, and best-of-n's pool
+
+
+@dataclass
+class Point:
+    """A policy, or best-of-n, on the plot of true score against distance."""
+
+    kl: float  # KL(policy ‖ reference) in nats
+    truth: np.ndarray  # (P,) mean true score at each prompt
+    wins: np.ndarray  # (P,) how often its answers beat the reference's there
+
+
+def load_bench(
+    course: Course,
+    n: int,
+    num_prompts: int,
+    num_answers: int,
+    seed: int,
+    place: tuple[str, str],
+    progress: Progress | None = None,
+) -> Bench:
+    """The bench of one seed; its policy and its reward model, on `n` prompts, are made if needed.
+
+    The reference writes `num_answers` answers to each of `num_prompts` held-out prompts; what they
+    are worth is recorded at `place`, a claim and a condition.
+    """
+    policy, tokenizer = load_policy(course, policy_of(course, course.model("base"), seed))
+    folder = reward_model(course, n, seed=seed, progress=progress)
+    model = reward.load_reward_model(folder, course.device)
+    rows = policies.prompts_that_fit(course, policy, tokenizer, "test", num_prompts, seed)
+    where = *place, 0, seed
+    before = write(course, policy, None, model, tokenizer, rows, num_answers, draw(where))
+    bench = Bench(course, seed, frozen_copy(policy), tokenizer, model, folder, rows, before)
+    record(bench, where, before)
+    return bench
+
+
+@torch.no_grad()
+def write(
+    course: Course,
+    policy: Any,
+    reference: Any,
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[dict],
+    tries: int = TRIES,
+    seed: int = 0,
+) -> Written:
+    """Let a policy answer the prompts of `rows`, `tries` times each, and have it measured.
+
+    Args:
+        reference: that the KL is measured from; None where the policy is its own, and KL is 0.
+        model: the reward model, as in `policies.Scorer`.
+    """
+    prompts = [chat.render_prompt(tokenizer, row["prompt"]) for row in rows]
+    sampling = policies.sampling_config(tokenizer)
+    out = generate.generate(
+        policy,
+        prompts,
+        max_new_tokens=sampling.max_new_tokens,
+        eos_ids=sampling.eos_ids,
+        pad_id=0,
+        num_generations=tries,
+        seed=seed,
+        batch_size=course.profile.batch["generate"],
+    )
+    asked = [prompt for prompt in prompts for _ in range(tries)]
+    scorer = Scorer(course, model, tokenizer, rows)
+    scorer(asked, out.lists)
+    found = {name: np.array(values) for name, values in scorer.seen[0].items()}
+    found["kl"] = np.zeros(len(asked))
+    if reference is not None:
+        answers = [
+            {"input_ids": prompt + ids, "completion_mask": [0] * len(prompt) + [1] * len(ids)}
+            for prompt, ids in zip(asked, out.lists, strict=True)
+        ]
+        for group in chat.batches(answers, tokens_per_batch=loop.forward_tokens(reference)):
+            mask = out.completion_mask[group]
+            there, _ = ppo.forward(reference, None, [answers[i] for i in group], mask)
+            k1, _ = losses.kl_estimates(out.logprobs[group], there)
+            found["kl"][group] = k1.where(mask, 0).sum(-1).cpu().numpy()
+    found["length"] = out.completion_mask.sum(-1).cpu().numpy()
+    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in out.lists]
+    shape = len(rows), tries
+    arrays = {name: values.reshape(shape) for name, values in found.items()}
+    return Written(list(rows), np.array(texts, dtype=object).reshape(shape), **arrays)
+
+
+def measure(
+    bench: Bench, policy: Any, claim: str, condition: str, x: float = 0, reference: Any = None
+) -> Written:
+    """Let a policy, or the one in a folder, answer the bench's prompts; the means are recorded.
+
+    The KL is to the bench's reference, or to another one.
+    """
+    policy = load(bench.course, policy)[0] if isinstance(policy, str) else policy
+    place = claim, condition, x, bench.seed
+    by = reference or bench.reference, bench.reward_model, bench.tokenizer
+    written = write(bench.course, policy, *by, bench.rows, seed=draw(place))
+    record(bench, place, written)
+    return written
+
+
+def draw(place: tuple[str, str, float, int]) -> int:
+    """The random seed of what is written at a place, (claim, condition, x, seed).
+
+    Each place has its own: with the same random numbers two policies begin their answers alike, and
+    look more alike than they are.
+    """
+    return zlib.crc32(repr(place).encode())
+
+
+def record(bench: Bench, place: tuple[str, str, float, int], written: Written) -> None:
+    """Record the means of what a policy wrote, and its wins over the bench's `before`."""
+    for name in (*WATCHED, "kl", "length"):
+        bench.course.results.add(*place, name, getattr(written, name).mean())
+    bench.course.results.add(*place, "wins", over_before(bench, written).mean())
+
+
+def wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How often a beats b by true score at the same prompt, (P,): all (P, G) against all (P, H).
+
+    A tie counts one half.
+    """
+    return (np.sign(a[:, :, None] - b[:, None, :]).mean((1, 2)) + 1) / 2
+
+
+def over_before(bench: Bench, written: Written) -> np.ndarray:
+    """How often what a policy wrote beats what the reference did, (P,)."""
+    return wins(written.truth, bench.before.truth)
+
+
+def point(bench: Bench, written: Written) -> Point:
+    """Where what a policy wrote lies."""
+    truth = written.truth.mean(1)
+    return Point(float(written.kl.mean()), truth, over_before(bench, written))
+
+
+def best_of_n(
+    bench: Bench, claim: str, condition: str, pool: Written | None = None
+) -> dict[int, Point]:
+    """Best-of-n by the reward model, n = 1, 2, 4 ... up to half of a pool of answers, recorded.
+
+    Means over all subsets of the pool (None: what the reference wrote), so best of 1 is where all
+    methods start; wins are over answers that it was not picked from (`search.best_of_n_wins`). "kl"
+    is that of each prompt's distinct scores, so equal texts count as one; "textbook kl" is
+    log n - (n - 1) / n.
+    """
+    pool = pool or bench.before
+    ns = [2**i for i in range((pool.truth.shape[1] // 2).bit_length())]
+    kl = np.mean([search.best_of_n_kl(ns, search.score_masses(p)) for p in pool.proxy], axis=0)
+    named = {"truth": pool.truth, "proxy": pool.proxy, "length": pool.length}
+    found = {name: search.best_of_n(pool.proxy, ns, values) for name, values in named.items()}
+    found["wins"] = search.best_of_n_wins(pool.proxy, pool.truth, ns)
+    found["gain"] = found["truth"] - found["truth"][:, :1]
+    curves = {name: values.mean(0) for name, values in found.items()}
+    curves |= {"kl": np.maximum(kl, 0.0), "textbook kl": search.best_of_n_kl(ns)}
+    for name, curve in curves.items():
+        for n, value in zip(ns, curve, strict=True):
+            bench.course.results.add(claim, condition, n, bench.seed, name, value)
+    columns = zip(curves["kl"], found["truth"].T, found["wins"].T, strict=True)
+    return {n: Point(float(d), t, w) for n, (d, t, w) in zip(ns, columns, strict=True)}
+
+
+def table(
+    benches: Mapping[int, Bench], runs: Mapping[str, Mapping[int, Written]]
+) -> list[dict[str, str]]:
+    """What was written, by run and seed, as a table with intervals over prompts or seeds."""
+    rows = []
+    for name, by_seed in runs.items():
+        row = {"": name}
+        for measure, title in COLUMNS.items():
+            row[title] = str(over_seeds([getattr(w, measure).mean(1) for w in by_seed.values()]))
+        won = [over_before(benches[seed], written) for seed, written in by_seed.items()]
+        rows.append(row | {"wins over before": str(over_seeds(won))})
+    return rows
+
+
+def first_answers(runs: Mapping[str, Mapping[int, Written]], seed: int) -> list[dict[str, Any]]:
+    """What was written to the first prompt, by run, as a table; of four answers the first one."""
+    shown = {name: by_seed[seed] for name, by_seed in runs.items()}
+    head = ("", "true scores of four answers", "the first of them")
+    rows = [(name, one.truth[0, :4].round(1), one.texts[0, 0]) for name, one in shown.items()]
+    return [dict(zip(head, row, strict=True)) for row in rows]

@@ -1,0 +1,94 @@
+"""The test bench of 04 and 05: what a policy writes, best-of-n, wins, the tables."""
+
+import copy
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_policies import short  # noqa: F401  few and short completions
+from test_preferences import course  # noqa: F401  its instruct model has seen 8 demonstrations
+from test_stages import folder  # noqa: F401  a tiny base model
+
+from course_lib import rlhf, testbench
+from course_lib.results import Results
+from course_lib.testbench import Bench, Written
+from course_lib.world.judge import judge
+
+
+def written(truth, proxy=None, **more):
+    """What a policy wrote, of which only some is looked at."""
+    truth = np.asarray(truth, dtype=float)
+    arrays = {name: np.zeros(truth.shape) for name in ("kl", "false", "length")} | more
+    texts = np.full(truth.shape, "", dtype=object)
+    return Written([{}] * len(truth), texts, truth, truth if proxy is None else proxy, **arrays)
+
+
+def bench(before, **more):
+    """A bench of known answers, without models."""
+    run = SimpleNamespace(results=Results("05", "live"))
+    empty = {"reference": None, "tokenizer": None, "reward_model": None, "reward_folder": ""}
+    return Bench(run, 0, **empty, rows=[], before=before, **more)
+
+
+def test_wins_by_hand():
+    a, b = np.array([[3.0, 1.0], [0.0, 0.0]]), np.array([[2.0, 1.0], [1.0, 5.0]])
+    assert testbench.wins(a, b).tolist() == [(1 + 1 + 0 + 0.5) / 4, 0.0]
+    assert testbench.wins(a, b) + testbench.wins(b, a) == pytest.approx([1, 1])
+
+
+def test_an_untrained_policy_is_at_no_distance_and_a_moved_one_is(course, short):  # noqa: F811
+    here = testbench.load_bench(course, 6, 3, 2, 0, ("4.1", "SFT"))
+    before = here.before
+    assert before.truth.shape == before.texts.shape == (3, 2)
+    assert (before.kl == 0).all() and (before.length > 0).all()
+    assert [judge(here.rows[1], text).score for text in before.texts[1]] == pytest.approx(
+        before.truth[1].tolist(), abs=1e-3
+    )
+    same = testbench.measure(here, here.reference, "4.1", "same")
+    assert same.kl == pytest.approx(0, abs=1e-4)
+    assert (same.texts[:, :2] != before.texts).any()  # random numbers of its own
+    policy = copy.deepcopy(here.reference)
+    with torch.no_grad():
+        policy.model.norm.weight *= 1.3
+    moved = testbench.measure(here, policy, "4.1", "moved")
+    assert np.abs(moved.kl).mean() > 0.01
+    own = testbench.measure(here, policy, "4.1", "moved", reference=policy)
+    assert own.kl == pytest.approx(0, abs=1e-4) and (own.texts == moved.texts).all()
+    frame = course.results.frame("4.1")
+    assert set(frame["measure"]) == {"truth", "proxy", "false", "kl", "length", "wins"}
+    names = ["SFT", "moved"]
+    table = testbench.table({0: here}, {"SFT": {0: before}, "moved": {0: moved}})
+    assert [row[""] for row in table] == names and table[0]["wins over before"].startswith("0.500")
+
+
+def test_best_of_n_is_by_proxy_and_paid_in_truth():
+    """The proxy likes the answer of true score 0 best, and otherwise what is true."""
+    pool = written([[0.0, 4.0, 1.0, 3.0]], proxy=np.array([[9.0, 4.0, 1.0, 3.0]]))
+    found = testbench.best_of_n(here := bench(pool), "5.2", "best-of-n")
+    assert found[1].kl == 0 and found[1].truth == pytest.approx([2])
+    assert found[1].wins == pytest.approx([0.5])  # best of 1 is where it starts
+    # Of the six pairs three have the favourite; the best of the others are 4, 4 and 3.
+    assert found[2].truth == pytest.approx([(4 + 4 + 3) / 6])
+    # The favourite loses to both of the other half, whose best loses to one of this one.
+    assert found[2].wins == pytest.approx([(0 + 0.5) / 2])
+    assert 0 < found[2].kl <= math.log(2) - 1 / 2
+    rows = here.course.results.frame("5.2", "kl", "best-of-n")
+    assert rows["value"].tolist() == pytest.approx([found[1].kl, found[2].kl])
+    same = written([[2.0] * 6])  # where all texts are equal there is nothing to pick
+    assert testbench.best_of_n(bench(same), "5.2", "same")[2].kl == pytest.approx(0, abs=1e-9)
+
+
+def test_best_of_n_starts_at_the_policy_and_its_curve_is_fitted(course, short):  # noqa: F811
+    here = testbench.load_bench(course, 6, 3, 16, 0, ("4.1", "SFT"))
+    assert rlhf.pool(here) is here.before
+    found = testbench.best_of_n(here, "along", "best of n", rlhf.pool(here))
+    assert sorted(found) == [1, 2, 4, 8] and found[1].wins.shape == (3,)
+    wide = course.results.frame("along").pivot_table(index="x", columns="measure", values="value")
+    assert wide.index.tolist() == [1, 2, 4, 8]
+    assert wide["gain"][1] == wide["kl"][1] == 0
+    assert (wide["kl"] <= wide["textbook kl"] + 1e-9).all()
+    assert (np.diff(wide["proxy"]) >= 0).all()
+    fit = rlhf.fitted(course, "best of n")
+    assert fit is None or fit.form == "bon"
