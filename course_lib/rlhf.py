@@ -168,12 +168,11 @@ def later_peak(folders: Sequence[Mapping[int, str]]) -> Interval:
 
 
 def pool(bench: Bench) -> Written:
-    """The answers that best-of-n picks from: `before`, or 1,024 to each of 48 prompts if `full`."""
+    """The answers that best-of-n picks from: `before`, or 1,024 to each of 24 prompts if `full`."""
     if not bench.course.full:
         return bench.before
-    by, rows = (bench.reward_model, bench.tokenizer), bench.rows[:48]
-    seed = testbench.draw(("along", "best of n", 0, bench.seed))
-    return testbench.write(bench.course, bench.reference, None, *by, rows, 1024, seed)
+    by, rows = (bench.start, bench.reward_folder), bench.rows[:24]
+    return testbench.reference_answers(bench.course, *by, rows, 1024, bench.seed)
 
 
 def fitted(course: Course, name: str) -> search.OverOptimisation | None:

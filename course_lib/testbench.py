@@ -7,25 +7,30 @@ how far they have moved (KL), false statements, length, wins.
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from course_lib import chat, generate, loop, losses, policies, ppo, reward, search
+from course_lib.cache import stage, write_text
 from course_lib.models import frozen_copy
 from course_lib.policies import WATCHED, Progress, Scorer
-from course_lib.preferences import SAMPLING, load_policy, policy_of, reward_model
+from course_lib.preferences import SAMPLING, TEMPERATURE, load_policy, policy_of, reward_model
 from course_lib.stages import load
 from course_lib.stats import over_seeds
+from course_lib.world import judge
 
 if TYPE_CHECKING:
     from course_lib.profiles import Course
 
 TRIES = 4  # answers to each held-out prompt that a policy is judged by
+POOL = 16  # those of the policy before training, from which best-of-n picks, too
 COLUMNS = {
     "truth": "true score",
     "proxy": "score",
@@ -60,7 +65,8 @@ class Bench:
 
     course: Course
     seed: int
-    reference: Any  # the policy before training, frozen
+    start: str  # folder of the policy before training
+    reference: Any  # that policy, frozen
     tokenizer: Any
     reward_model: Any
     reward_folder: str
@@ -81,25 +87,46 @@ def load_bench(
     course: Course,
     n: int,
     num_prompts: int,
-    num_answers: int,
     seed: int,
     place: tuple[str, str],
     progress: Progress | None = None,
 ) -> Bench:
     """The bench of one seed; its policy and its reward model, on `n` prompts, are made if needed.
 
-    The reference writes `num_answers` answers to each of `num_prompts` held-out prompts; what they
-    are worth is recorded at `place`, a claim and a condition.
+    The reference writes `POOL` answers to each of `num_prompts` held-out prompts, four times as
+    many in a full run; what they are worth is recorded at `place`, a claim and a condition.
     """
-    policy, tokenizer = load_policy(course, policy_of(course, course.model("base"), seed))
+    start = policy_of(course, course.model("base"), seed)
+    policy, tokenizer = load_policy(course, start)
     folder = reward_model(course, n, seed=seed, progress=progress)
-    model = reward.load_reward_model(folder, course.device)
     rows = policies.prompts_that_fit(course, policy, tokenizer, "test", num_prompts, seed)
-    where = *place, 0, seed
-    before = write(course, policy, None, model, tokenizer, rows, num_answers, draw(where))
-    bench = Bench(course, seed, frozen_copy(policy), tokenizer, model, folder, rows, before)
-    record(bench, where, before)
+    before = reference_answers(course, start, folder, rows, POOL * (4 if course.full else 1), seed)
+    model = reward.load_reward_model(folder, course.device)
+    bench = Bench(course, seed, start, frozen_copy(policy), tokenizer, model, folder, rows, before)
+    record(bench, (*place, 0, seed), before)
     return bench
+
+
+def reference_answers(
+    course: Course, start: str, reward_folder: str, rows: Sequence[dict], tries: int, seed: int
+) -> Written:
+    """What the policy of `start` writes as it came: a stage, which notebooks share."""
+    place = "before", "", tries, seed
+
+    def make(folder: Path) -> None:
+        policy, tokenizer = load_policy(course, start)
+        model = reward.load_reward_model(reward_folder, course.device)
+        found = write(course, policy, None, model, tokenizer, rows, tries, draw(place))
+        arrays = {f.name: getattr(found, f.name).tolist() for f in fields(found)[1:]}
+        write_text(folder / "answers.json", json.dumps(arrays))
+
+    key = {"policy": Path(start).name, "reward": Path(reward_folder).name, "place": place}
+    key |= {"prompts": [row["prompt"] for row in rows], "folded": TEMPERATURE, **SAMPLING}
+    code = [generate, reward, chat, judge, Scorer, policies.judged, write, reference_answers]
+    entry = stage("before", key, make, code=code)
+    arrays = json.loads((entry / "answers.json").read_text(encoding="utf-8"))
+    texts = np.array(arrays.pop("texts"), dtype=object)
+    return Written(list(rows), texts, **{name: np.array(v) for name, v in arrays.items()})
 
 
 @torch.no_grad()
@@ -206,24 +233,26 @@ def point(bench: Bench, written: Written) -> Point:
 def best_of_n(
     bench: Bench, claim: str, condition: str, pool: Written | None = None
 ) -> dict[int, Point]:
-    """Best-of-n by the reward model, n = 1, 2, 4 ... up to half of a pool of answers, recorded.
+    """Best-of-n by the reward model, n = 1, 2, 4 ... up to the size of a pool of answers, recorded.
 
     Means over all subsets of the pool (None: what the reference wrote), so best of 1 is where all
-    methods start; wins are over answers that it was not picked from (`search.best_of_n_wins`). "kl"
-    is that of each prompt's distinct scores, so equal texts count as one; "textbook kl" is
-    log n - (n - 1) / n.
+    methods start; wins are over answers that it was not picked from (`search.best_of_n_wins`), so
+    they are known up to half of the pool, and NaN beyond. "kl" is that of each prompt's distinct
+    scores, so equal texts count as one; "textbook kl" is log n - (n - 1) / n.
     """
     pool = pool or bench.before
-    ns = [2**i for i in range((pool.truth.shape[1] // 2).bit_length())]
+    ns = [2**i for i in range(pool.truth.shape[1].bit_length())]
     kl = np.mean([search.best_of_n_kl(ns, search.score_masses(p)) for p in pool.proxy], axis=0)
     named = {"truth": pool.truth, "proxy": pool.proxy, "length": pool.length}
     found = {name: search.best_of_n(pool.proxy, ns, values) for name, values in named.items()}
-    found["wins"] = search.best_of_n_wins(pool.proxy, pool.truth, ns)
+    known = [n for n in ns if n <= pool.truth.shape[1] // 2]
+    wins = search.best_of_n_wins(pool.proxy, pool.truth, known)
+    found["wins"] = np.pad(wins, ((0, 0), (0, len(ns) - len(known))), constant_values=np.nan)
     found["gain"] = found["truth"] - found["truth"][:, :1]
     curves = {name: values.mean(0) for name, values in found.items()}
     curves |= {"kl": np.maximum(kl, 0.0), "textbook kl": search.best_of_n_kl(ns)}
     for name, curve in curves.items():
-        for n, value in zip(ns, curve, strict=True):
+        for n, value in zip(ns, curve[np.isfinite(curve)], strict=False):
             bench.course.results.add(claim, condition, n, bench.seed, name, value)
     columns = zip(curves["kl"], found["truth"].T, found["wins"].T, strict=True)
     return {n: Point(float(d), t, w) for n, (d, t, w) in zip(ns, columns, strict=True)}
@@ -238,6 +267,8 @@ def table(
         row = {"": name}
         for measure, title in COLUMNS.items():
             row[title] = str(over_seeds([getattr(w, measure).mean(1) for w in by_seed.values()]))
+        if not any(written.kl.any() for written in by_seed.values()):
+            row[COLUMNS["kl"]] = "0"  # as it came
         won = [over_before(benches[seed], written) for seed, written in by_seed.items()]
         rows.append(row | {"wins over before": str(over_seeds(won))})
     return rows

@@ -123,7 +123,7 @@ def test_operations_are_counted_by_hand(course, tmp_path, monkeypatch):  # noqa:
         (tmp_path / name / "history.json").write_text(json.dumps(history))
     empty = written([[0.0]])
     folders = {name: str(tmp_path / name) for name in made}
-    here = Bench(course, 0, model, tokenizer, None, folders["reward"], [], empty)
+    here = Bench(course, 0, "", model, tokenizer, None, folders["reward"], [], empty)
     found = frontier.operations(here, folders["dpo"], 2, folders["ppo"], num_epochs=3)
     n = num_parameters(model)
     # two iterations with both prompts of 5 tokens, two answers to each, 100 tokens of answers
@@ -173,7 +173,7 @@ def test_a_run_that_stopped_itself_gains_nothing_and_other_errors_are_raised(mon
 
 
 def test_from_a_bench_to_the_frontier(course):  # noqa: F811
-    here = testbench.load_bench(course, 6, 3, 2, 0, ("5.1", "before"))
+    here = testbench.load_bench(course, 6, 3, 0, ("5.1", "before"))
     options = {"beta": 0.5, "num_steps": 3}
     folder = policies.dpo_policy(course, 6, seed=0, **options)  # noqa: F811
     frontier.record_training(course, folder, 6, 4, 0, bins=5)

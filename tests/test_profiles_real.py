@@ -130,7 +130,7 @@ FAMILIES = {
 # Knobs of the notebooks that make a run short; what is not a knob there is left out. With fewer
 # prompts a model that knows nothing may score 0 on all of them, and a ratio of scores is no number.
 SHORT = {"NUM_EXAMPLES": "512", "NUM_PROMPTS": "32", "NUM_ITEMS": "16", "NUM_TEST": "24"}
-SHORT |= {"NUM_STEPS": "4", "POOL": "4"}
+SHORT |= {"NUM_STEPS": "4"}
 
 
 @pytest.fixture(scope="module")

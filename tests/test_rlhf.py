@@ -131,7 +131,7 @@ def test_hacked_answers_are_those_that_please_the_wrong_one():
 
 
 def test_a_walk_adds_up_to_the_score_less_the_penalty(course, short):  # noqa: F811
-    here = testbench.load_bench(course, 6, 3, 2, 0, ("4.1", "SFT"))
+    here = testbench.load_bench(course, 6, 3, 0, ("4.1", "SFT"))
     text, (*table, total) = rlhf.walk(here, here.reference, 0.5, num=4)
     places = [int(row["place"]) for row in table]
     assert len(places) == 4 and places == sorted(places) and "<|" not in text

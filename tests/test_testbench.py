@@ -28,7 +28,13 @@ def written(truth, proxy=None, **more):
 def bench(before, **more):
     """A bench of known answers, without models."""
     run = SimpleNamespace(results=Results("05", "live"))
-    empty = {"reference": None, "tokenizer": None, "reward_model": None, "reward_folder": ""}
+    empty = {
+        "start": "",
+        "reference": None,
+        "tokenizer": None,
+        "reward_model": None,
+        "reward_folder": "",
+    }
     return Bench(run, 0, **empty, rows=[], before=before, **more)
 
 
@@ -38,8 +44,12 @@ def test_wins_by_hand():
     assert testbench.wins(a, b) + testbench.wins(b, a) == pytest.approx([1, 1])
 
 
-def test_an_untrained_policy_is_at_no_distance_and_a_moved_one_is(course, short):  # noqa: F811
-    here = testbench.load_bench(course, 6, 3, 2, 0, ("4.1", "SFT"))
+def test_an_untrained_policy_is_at_no_distance_and_a_moved_one_is(course, short, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(testbench, "POOL", 2)
+    here = testbench.load_bench(course, 6, 3, 0, ("4.1", "SFT"))
+    again = testbench.load_bench(course, 6, 3, 0, ("4.1", "again"))  # from the stage
+    assert (again.before.texts == here.before.texts).all()
+    assert (again.before.proxy == here.before.proxy).all()
     before = here.before
     assert before.truth.shape == before.texts.shape == (3, 2)
     assert (before.kl == 0).all() and (before.length > 0).all()
@@ -58,9 +68,9 @@ def test_an_untrained_policy_is_at_no_distance_and_a_moved_one_is(course, short)
     assert own.kl == pytest.approx(0, abs=1e-4) and (own.texts == moved.texts).all()
     frame = course.results.frame("4.1")
     assert set(frame["measure"]) == {"truth", "proxy", "false", "kl", "length", "wins"}
-    names = ["SFT", "moved"]
-    table = testbench.table({0: here}, {"SFT": {0: before}, "moved": {0: moved}})
-    assert [row[""] for row in table] == names and table[0]["wins over before"].startswith("0.500")
+    first, second = testbench.table({0: here}, {"SFT": {0: before}, "moved": {0: moved}})
+    assert first["KL (nats)"] == "0" and first["wins over before"].startswith("0.500")
+    assert second[""] == "moved" and second["KL (nats)"] != "0"
 
 
 def test_best_of_n_is_by_proxy_and_paid_in_truth():
@@ -75,20 +85,21 @@ def test_best_of_n_is_by_proxy_and_paid_in_truth():
     assert found[2].wins == pytest.approx([(0 + 0.5) / 2])
     assert 0 < found[2].kl <= math.log(2) - 1 / 2
     rows = here.course.results.frame("5.2", "kl", "best-of-n")
-    assert rows["value"].tolist() == pytest.approx([found[1].kl, found[2].kl])
+    assert rows["value"].tolist() == pytest.approx([one.kl for one in found.values()])
     same = written([[2.0] * 6])  # where all texts are equal there is nothing to pick
     assert testbench.best_of_n(bench(same), "5.2", "same")[2].kl == pytest.approx(0, abs=1e-9)
 
 
 def test_best_of_n_starts_at_the_policy_and_its_curve_is_fitted(course, short):  # noqa: F811
-    here = testbench.load_bench(course, 6, 3, 16, 0, ("4.1", "SFT"))
+    here = testbench.load_bench(course, 6, 3, 0, ("4.1", "SFT"))
     assert rlhf.pool(here) is here.before
     found = testbench.best_of_n(here, "along", "best of n", rlhf.pool(here))
-    assert sorted(found) == [1, 2, 4, 8] and found[1].wins.shape == (3,)
+    assert sorted(found) == [1, 2, 4, 8, 16] and found[8].wins.shape == (3,)
+    assert np.isnan(found[16].wins).all()  # there is no other half to beat
     wide = course.results.frame("along").pivot_table(index="x", columns="measure", values="value")
-    assert wide.index.tolist() == [1, 2, 4, 8]
+    assert wide.index.tolist() == [1, 2, 4, 8, 16]
     assert wide["gain"][1] == wide["kl"][1] == 0
-    assert (wide["kl"] <= wide["textbook kl"] + 1e-9).all()
+    assert (wide["kl"][:8] <= wide["textbook kl"][:8] + 1e-9).all()
     assert (np.diff(wide["proxy"]) >= 0).all()
     fit = rlhf.fitted(course, "best of n")
     assert fit is None or fit.form == "bon"
