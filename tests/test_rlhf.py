@@ -7,6 +7,7 @@ import pytest
 from test_policies import short  # noqa: F401  few and short completions
 from test_preferences import course  # noqa: F401  its instruct model has seen 8 demonstrations
 from test_stages import folder  # noqa: F401  a tiny base model
+from test_testbench import written
 
 from course_lib import chat, policies, preferences, rlhf, testbench
 from course_lib.testbench import Written
@@ -141,3 +142,33 @@ def test_a_walk_adds_up_to_the_score_less_the_penalty(course, short):  # noqa: F
     found = rlhf.passes(here, "torn", 2, beta=0.5, cliprange=float("inf"))
     assert found.truth.shape == (3, testbench.TRIES)
     assert set(course.results.frame("break")["condition"]) == {"torn"}
+
+
+def test_the_claims_of_the_full_run(histories):
+    """Each from runs that differ by a known amount; a live run lacks them, and has none."""
+    rng = np.random.default_rng(0)
+    names = ("PPO", "no penalty", "β = 0.05", "β = 0.8", "γ = 0.1", "γ = 1.0", "the truth")
+    gain = dict.fromkeys((*names, "biased labellers"), 1.0) | {"the truth": 4.0, "γ = 1.0": 0.5}
+    kl = dict.fromkeys(gain, 2.0) | {"no penalty": 8.0, "β = 0.05": 4.0, "β = 0.8": 1.0}
+    benches, after, folders, played = {}, {name: {} for name in gain}, {}, {}
+    for seed in range(3):
+        before = written(rng.normal(size=(6, 2)))
+        benches[seed] = SimpleNamespace(before=before)
+        for name in gain:
+            more = 0.25 * (name == "biased labellers") + np.zeros((6, 2))
+            arrays = {"kl": kl[name] + 0.01 * rng.normal(size=(6, 2)), "false": more}
+            after[name][seed] = written(before.truth + gain[name], **arrays)
+        played[seed] = {"s, PPO": before.truth + 9, "l, prompted": before.truth}
+    losses = {"PPO": 3.0, "γ = 0.1": 2.8, "γ = 1.0": 2.5}
+    loss = {n: {s: {"document_loss": np.full(5, v)} for s in range(3)} for n, v in losses.items()}
+    for place, peak in enumerate((0, 1, 2)):
+        truth = np.repeat([2.0 if i == peak else 0.0 for i in range(4)], rlhf.WINDOW)
+        histories[f"run {peak}"] = history(truth, rng, spread=0.1)
+        folders[f"{(64, 512, 2048)[place]} prompts"] = dict.fromkeys(range(3), f"run {peak}")
+    found = rlhf.only_full(benches, folders, after, loss, played)
+    expected = {"4.1c": 0.25, "4.2d": 1, "4.4c": 0.2, "4.4d": -0.5, "4.5b": 1, "4.6b": 0.25}
+    expected["4.3e"] = min(1.375**0.5 - 0.375**0.5, 2.375**0.5 - 1.375**0.5)
+    assert {claim: one.estimate for claim, one in found.items()} == pytest.approx(
+        expected, abs=0.02
+    )
+    assert rlhf.only_full(benches, folders, {"PPO": after["PPO"]}, loss, played) == {}
