@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from course_lib import ROOT, CourseError, check_checkout
 from course_lib.cache import build_dir, write_text
 from course_lib.checks import check_choice, check_value
+from course_lib.machine import keep_freed_memory
 from course_lib.offline import allow_network, available_memory_gb, block_network, silence
 
 FOLDER = ROOT / "data" / "profiles"
@@ -250,6 +251,7 @@ def setup(
     if not replay:
         check_machine(profile)
     silence()
+    keep_freed_memory()
     block_network() if profile.offline else allow_network()
     course = Course(notebook, profile, EFFORT, SEED, values)
     _prepare(course, replay)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import socket
 import subprocess
@@ -149,3 +150,27 @@ def test_hub_client_is_refused_too():
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60
     )
     assert done.stdout.strip() in ("OSError", "LocalEntryNotFoundError", "CourseError"), done
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone is told to keep memory")
+def test_freed_memory_is_kept_for_the_next_tensor():
+    code = """if True:
+        import resource
+        import numpy as np
+        from course_lib.machine import keep_freed_memory
+
+        def faults():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(10):
+                blocks = [np.full(2**20, 1.0) for _ in range(8)]  # 8 MB each
+                del blocks
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+        usual = faults()
+        keep_freed_memory()
+        faults()
+        print(usual, faults())
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    usual, kept = map(int, done.stdout.split())
+    assert kept < usual / 10

@@ -19,6 +19,7 @@ import transformers
 from transformers import LlamaForCausalLM
 
 from course_lib.generate import generate
+from course_lib.machine import keep_freed_memory
 from course_lib.models import pocket_config
 
 BATCH, NEW, PAD = 256, 64, 3
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     transformers.logging.set_verbosity_error()
     clock = time.process_time if options.threads == 1 else time.perf_counter
     torch.manual_seed(0)

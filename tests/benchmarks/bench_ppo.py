@@ -15,7 +15,7 @@ import statistics
 import torch
 from transformers import LlamaForCausalLM
 
-from course_lib.machine import matmul_peak
+from course_lib.machine import keep_freed_memory, matmul_peak
 from course_lib.models import frozen_copy, num_parameters, pocket_config
 from course_lib.ppo import PPOConfig, SamplingConfig, ValueHead, train_ppo
 
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--size", default="m")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     torch.manual_seed(0)
     policy = LlamaForCausalLM(pocket_config(options.size)).eval()
     rng = random.Random(0)

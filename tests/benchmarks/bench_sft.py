@@ -22,6 +22,7 @@ from transformers import LlamaForCausalLM
 from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
 
+from course_lib.machine import keep_freed_memory
 from course_lib.models import num_parameters, pocket_config, train_tokenizer
 from course_lib.sft import SFTConfig, train_sft
 
@@ -131,6 +132,7 @@ def read_options():
     parser.add_argument("--steps", type=int, default=4)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     transformers.logging.set_verbosity_error()
     disable_progress_bars()
     clock = time.process_time if options.threads == 1 else time.perf_counter
