@@ -4,8 +4,7 @@ What `transformers.generate` also has, and what is left out here: beams, penalti
 assisted decoding, sliding-window attention, other architectures than Llama's and its near kin.
 
 What is done for speed:
-1. memory for the cache is taken once, and written in place, in the layout that a single query reads
-   fastest;
+1. memory for the cache is taken once, and written in place;
 2. a prompt is read once for all its samples, and prompts of like length share a batch;
 3. rows that have ended leave the batch;
 4. a token is drawn by inverting the cumulative distribution; `torch.multinomial` is far slower;
@@ -162,7 +161,7 @@ def _complete(decoder, rows, uniform, draw, eos, out) -> None:
 
 
 class _Slots(DynamicLayer):
-    """One layer's keys and values, (B, heads, dim, capacity), filled from the left in place."""
+    """One layer's keys and values, (B, heads, capacity, dim), filled from the left in place."""
 
     def __init__(self, capacity: int):
         super().__init__()
@@ -170,28 +169,30 @@ class _Slots(DynamicLayer):
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *_, **__):
         """Take what the prefill computed, (B, heads, T, dim); it attends to just that."""
-        rows, heads, length, dim = keys.shape
-        self.keys = keys.new_empty(rows, heads, dim, self.capacity)
+        rows, heads, self.length, dim = keys.shape
+        self.keys = keys.new_empty(rows, heads, self.capacity, dim)
         self.values = torch.empty_like(self.keys)
-        self.keys[..., :length] = keys.mT
-        self.values[..., :length] = values.mT
+        self.keys[:, :, : self.length] = keys
+        self.values[:, :, : self.length] = values
         return keys, values
 
     def attend(self, query, key, value, mask, scaling: float) -> torch.Tensor:
         """Append (B, heads, dim) `key` and `value`; attend from `query` (B, more heads, dim)."""
-        length = mask.shape[-1]
-        self.keys[..., length - 1] = key
-        self.values[..., length - 1] = value
-        rows, heads, dim = key.shape
-        query = query.reshape(rows * heads, -1, dim)  # grouped: several queries share a key
-        keys, values = (x.flatten(0, 1)[..., :length] for x in (self.keys, self.values))
-        scores = torch.bmm(query * scaling, keys).view(rows, -1, length) + mask
-        probs = scores.float().softmax(-1).to(values.dtype).view(rows * heads, -1, length)
-        return torch.bmm(probs, values.mT).view(rows, -1)
+        self.keys[:, :, self.length] = key
+        self.values[:, :, self.length] = value
+        self.length += 1
+        keys, values = (x[:, :, : self.length] for x in (self.keys, self.values))
+        query = query.unflatten(1, (key.shape[1], -1))  # grouped: several queries share a key
+        mixed = F.scaled_dot_product_attention(query, keys, values, mask[:, None], scale=scaling)
+        return mixed.flatten(1)
 
     def keep(self, rows: torch.Tensor) -> None:
         """Keep only `rows`, in this order; a row may come several times."""
-        self.keys, self.values = self.keys[rows], self.values[rows]
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_empty(len(rows), *old.shape[1:])
+            new[:, :, : self.length] = old[rows, :, : self.length]  # what is filled
+            setattr(self, name, new)
 
 
 def _norm(rms: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
