@@ -117,7 +117,7 @@ def claim(
 
     Args:
         course: what `setup` returned; gives notebook, profile, effort and seeds.
-        id: the row of CLAIMS.md, with a letter where a row is split ("1.1a").
+        id: notebook and statement, with a letter where it is tested in parts ("1.1a").
         interval: estimate, low and high; a bare number is allowed where the target is "computed".
         target: see `verdict`.
     """

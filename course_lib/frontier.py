@@ -39,7 +39,7 @@ METHODS = {  # how each trains a policy, and its usual settings
     "DPO": (policies.dpo_policy, policies.dpo_config),
     "PPO": (policies.ppo_policy, policies.ppo_config),
 }
-WATCHED = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy")
+METRICS = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy")
 
 
 # ---- a bandit ----------------------------------------------------------------------------------
@@ -79,11 +79,15 @@ def pair_summary(rows: Sequence[Comparison], tokenizer: Any) -> list[dict[str, A
 
     A table with the number of pairs, how often the label agrees with the true score (a tie counts
     one half; "unknown" without a truth), and of chosen and rejected answers the mean number of
-    tokens and the share that was cut.
+    tokens and, where our own policy wrote them, the share that was cut.
     """
+    own = all("scores" in row for row in rows)
     most = SAMPLING["max_new_tokens"]
     length = {
-        id(row): [len(ids) for ids in tokenizer(row["completions"])["input_ids"]] for row in rows
+        id(row): [
+            len(ids) for ids in tokenizer(row["completions"], add_special_tokens=False)["input_ids"]
+        ]
+        for row in rows
     }
     ends = [[(int(np.argmin(row["ranks"])), int(np.argmax(row["ranks"])))] for row in rows]
     kinds = {"best and worst": ends, "all pairs": [reward.pairs_of(row) for row in rows]}
@@ -91,14 +95,14 @@ def pair_summary(rows: Sequence[Comparison], tokenizer: Any) -> list[dict[str, A
     for name, pairs in kinds.items():
         found = [(row, *pair) for row, some in zip(rows, pairs, strict=True) for pair in some]
         right: Any = "unknown"
-        if all("scores" in row for row in rows):
+        if own:
             gaps = [row["scores"][i] - row["scores"][j] for row, i, j in found]
             right = float(np.mean(np.sign(gaps)) / 2 + 0.5)
         table.append({"": name, "pairs": len(found), "label agrees with the truth": right})
         for side, words in ((1, "chosen"), (2, "rejected")):
             tokens = np.array([length[id(one[0])][one[side]] for one in found])
             table[-1] |= {f"tokens of {words}": float(tokens.mean())}
-            table[-1] |= {f"{words}: share cut": float((tokens >= most).mean())}
+            table[-1] |= {f"{words}: share cut": float((tokens >= most).mean())} if own else {}
     return table
 
 
@@ -220,20 +224,20 @@ def trial(
 
 
 def record_training(
-    course: Course, folder: str, num_pairs: int, batch_size: int, seed: int, bins: int = 16
+    course: Course, folder: str, num_passes: float, seed: int, bins: int = 16
 ) -> None:
     """Record means of a DPO training's metrics, in bins of steps; x is passes over the pairs."""
-    for rows in np.array_split(np.array(training_history(folder), dtype=object), bins):
-        steps = [row["step"] for row in rows]
-        at = round(float(np.mean(steps or [0])) * batch_size / num_pairs, 3)
-        for name in WATCHED if len(rows) else ():
-            value = np.mean([row[name] for row in rows])
-            course.results.add("train", "DPO", at, seed, name, value)
+    history = np.array(training_history(folder), dtype=object)
+    parts = np.array_split(history, min(bins, len(history)))
+    for i, rows in enumerate(parts):
+        at = round((i + 0.5) / len(parts) * num_passes, 3)
+        for name in METRICS:
+            course.results.add("train", "DPO", at, seed, name, np.mean([r[name] for r in rows]))
 
 
 def record_held_out(course: Course, metrics: Mapping[str, Any], passes: float, seed: int) -> None:
     """Record what `evaluate_dpo` said of held-out pairs after so many passes."""
-    for name in WATCHED:
+    for name in METRICS:
         course.results.add("train", "held-out", passes, seed, name, float(metrics[name]))
 
 
@@ -302,12 +306,18 @@ def operations(
 # ---- the implicit reward -----------------------------------------------------------------------
 
 
-def answer_logps(model: Any, tokenizer: Any, rows: Sequence[Comparison]) -> np.ndarray:
-    """Log-probability (n,) of each completion of rendered comparisons, row after row."""
+def answer_logps(
+    model: Any, tokenizer: Any, rows: Sequence[Comparison], most: int = 10**9
+) -> np.ndarray:
+    """Log-probability (n,) of each completion of rendered comparisons, row after row.
+
+    Of a completion the first `most` tokens count.
+    """
     answers = []
     for row in rows:
         start = len(chat.render_prompt(tokenizer, row["prompt"]))
-        masks = ([int(i >= start) for i in range(len(ids))] for ids in row["completions"])
+        counts = range(start, start + most)
+        masks = ([int(i in counts) for i in range(len(ids))] for ids in row["completions"])
         pairs = zip(row["completions"], masks, strict=True)
         answers += [{"input_ids": ids, "completion_mask": mask} for ids, mask in pairs]
     logps = np.zeros(len(answers))
@@ -325,12 +335,15 @@ def implicit_marks(
 ) -> dict[str, marks.Marks]:
     """How beta log π/π_ref does as a reward model on rendered comparisons, recorded.
 
-    `judges` has a folder and a beta by name.
+    `judges` has a folder and a beta by name. A cut answer counts without an end, as DPO learned it
+    (`policies.preference_pairs`).
     """
-    reference, found = answer_logps(bench.reference, bench.tokenizer, rows), {}
+    most = SAMPLING["max_new_tokens"] if bench.course.truth_known else 10**9
+    read = bench.tokenizer, rows, most
+    reference, found = answer_logps(bench.reference, *read), {}
     for name, (folder, beta) in judges.items():
         policy, _ = load(bench.course, folder)
-        rewards = beta * (answer_logps(policy, bench.tokenizer, rows) - reference)
+        rewards = beta * (answer_logps(policy, *read) - reference)
         found[name] = marks.marks_of(rows, *reward.pair_margins(rows, rewards))
         marks.record(bench.course, found[name], ("5.4", name, 0, bench.seed))
     return found

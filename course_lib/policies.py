@@ -197,7 +197,8 @@ def preference_pairs(
     """Of each prompt's ranking the best and the worst answer, as rendered pairs for DPO.
 
     An answer of our own policy that was cut stands without an end, as its writer set none: else
-    DPO learns not to end wherever a cut answer was rejected, and writes without end.
+    DPO learns not to end wherever a cut answer was rejected, and writes without end. (Answers are
+    kept as texts. A few cut ones have fewer tokens when they are read again, and keep their end.)
     """
     rows = [
         {

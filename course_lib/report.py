@@ -82,27 +82,34 @@ def points(
     *,
     order: int = 0,
     positions: Mapping | None = None,
+    distance: str | None = None,
     joined: bool | None = None,
     label: str | None = None,
 ) -> None:
     """Draw this run's values as outlined dots, on the band of the committed results.
 
     The series has the look number `order`; `positions` maps the x of a row to its place on the
-    axis, for categories. `joined` None joins the committed means unless there are positions; True
-    is for paths: this run's dots are joined, too, and each committed live run is a thin line. The
-    committed results are about the pocket models, so there is a band under the pocket profile
-    alone, and only for what has been committed.
+    axis, for categories. With a `distance`, the name of a measure, the place is the square root of
+    its value: each run's own, and the mean over the full runs. `joined` None joins the committed
+    means unless there are positions; True is for paths: this run's dots are joined, too, and each
+    committed live run is a thin line. The committed results are about the pocket models, so there
+    is a band under the pocket profile alone, and only for what has been committed.
     """
-    from_file = [committed(course.notebook, effort) for effort in ("full", "live")]
-    full, live, own = (
-        _place(select(frame, claim, measure, condition), positions)
-        for frame in (*from_file, course.results.frame())
-    )
+    frames = [committed(course.notebook, effort) for effort in ("full", "live")]
+    frames.append(course.results.frame())
+    full, live, own = (select(frame, claim, measure, condition) for frame in frames)
+    if distance:
+        far = [select(frame, claim, distance, condition) for frame in frames]
+        full, live, own = _apart(full, far[0], "x"), _apart(live, far[1]), _apart(own, far[2])
+    else:
+        full, live, own = (_place(rows, positions) for rows in (full, live, own))
     if course.profile.name == "pocket":
         lines = positions is None if joined is None else joined
         _band(ax, full, live, series(order), lines, paths=bool(joined))
     look = series(order, markeredgecolor="black", zorder=5, lw=1)
     look |= {} if joined else {"linestyle": "none"}
+    if label and own.empty and len(full) and course.profile.name == "pocket":
+        ax.plot([], [], label=label, **look)  # of what this run has not measured
     for _, run in own.sort_values("x").groupby("seed"):
         ax.plot(run["at"], run["value"], label=label, **look)
         label = None  # once
@@ -112,6 +119,13 @@ def _place(frame: pd.DataFrame, positions: Mapping | None) -> pd.DataFrame:
     """`frame` with a column `at`: where its x stands on the axis (`positions` for categories)."""
     at = frame["x"] if positions is None else frame["x"].map(positions)
     return frame.assign(at=at.astype(float)).dropna(subset=["at"])
+
+
+def _apart(rows: pd.DataFrame, far: pd.DataFrame, *by: str) -> pd.DataFrame:
+    """`rows` with a column `at`: the square root of the value of `far` at the same seed and x."""
+    keys = list(by) or ["seed", "x"]
+    at = far.groupby(keys)["value"].mean().clip(lower=0) ** 0.5
+    return rows.merge(at.rename("at").reset_index(), on=keys)
 
 
 def _band(

@@ -42,12 +42,13 @@ def train(course: Course, runs: Runs, progress: Progress | None = None) -> Folde
     """Train all runs with all seeds, each a stage, and record what they wrote along the way."""
     folders: Folders = {}
     most = max(settings["n"] for settings in runs.values())
+    truths = {seed: ranked_truth(course, most, seed) for seed in course.seeds}
     for name, settings in runs.items():
         folders[name] = {}
-        for seed in course.seeds:
+        for seed, truth in truths.items():
             path = policies.ppo_policy(course, **settings, seed=seed, progress=progress)
             folders[name][seed] = path
-            record_training(course, name, path, seed, as_it_came(course, settings, most, seed))
+            record_training(course, name, path, seed, as_it_came(settings, truth))
     return folders
 
 
@@ -100,19 +101,23 @@ def record_training(
             course.results.add("along", name, WINDOW * i, seed, each, value)
 
 
-def as_it_came(course: Course, settings: Mapping[str, Any], n: int, seed: int) -> dict[str, float]:
-    """The policy before PPO, by the ranked answers to `n` training prompts.
+def ranked_truth(course: Course, n: int, seed: int) -> float | None:
+    """Mean true score of the ranked answers to `n` training prompts; None where nobody knows it."""
+    rows = comparisons(course, "train", n, seed=seed)
+    scores = [score for row in rows for score in row.get("scores", [])]
+    return float(np.mean(scores)) if scores else None
 
-    They are many, and a reward model's normalised scores have mean 0 by convention. Known for
-    policies of the reward model's own size, and for the truth where there is one.
+
+def as_it_came(settings: Mapping[str, Any], truth: float | None) -> dict[str, float]:
+    """The policy before PPO, where a run's curve starts; its `ranked_truth` is given.
+
+    Known for policies of the reward model's own size, whose normalised scores have mean 0 by
+    convention.
     """
     if settings.get("base"):
         return {}
-    rows = comparisons(course, "train", n, seed=seed)
-    scores = [score for row in rows for score in row.get("scores", [])]
-    if not scores:
+    if truth is None:
         return {"proxy": 0.0, "kl": 0.0}
-    truth = float(np.mean(scores))
     proxy = truth / policies.TRUTH_UNIT if settings.get("panel") == "nobody" else 0.0
     return {"proxy": proxy, "kl": 0.0, "truth": truth}
 
@@ -211,23 +216,34 @@ def fit_rows(course: Course, fits: Mapping[str, search.OverOptimisation]) -> lis
 def prompted(bench: Bench, model: str, tries: int, shots: int = SHOTS) -> np.ndarray:
     """True scores (P, tries) of what a base model writes, after `shots` good examples or none.
 
-    The examples are the best of `BEST_OF` demonstrations, by the same score, in a transcript of a
-    user and an assistant, which base models have read in their pretraining: a strong prompt.
+    The examples stand in a transcript of a user and an assistant, which base models have read in
+    their pretraining: a strong prompt.
     """
-    course, rows, seed = bench.course, bench.rows, bench.seed
+    course, rows = bench.course, bench.rows
     network, tokenizer = load(course, model)
-    kind = ["explain"] if shots else None
-    shown = sources.instruction_rows(course, BEST_OF, seed=seed, kinds=kind) if shots else []
-    scores = policies.judged(course, shown, [row["completion"] for row in shown])["truth"]
-    best = [shown[i] for i in np.argsort(-scores, kind="stable")[:shots]]
-    start = "".join(f"User: {row['prompt']}\nAssistant: {row['completion']}\n\n" for row in best)
-    asked = [f"{start}User: {row['prompt']}\nAssistant:" for row in rows]
-    asked = asked if shots else [row["prompt"] for row in rows]
-    options = SAMPLING | {"num_generations": tries, "seed": seed}
+    asked = [row["prompt"] for row in rows]
+    if shots:
+        asked = [f"User: {prompt}\nAssistant:" for prompt in asked]
+        longest = max(len(ids) for ids in tokenizer(asked)["input_ids"])
+        room = course.context - SAMPLING["max_new_tokens"] - longest
+        start = transcript(bench, tokenizer, shots, room // shots)
+        asked = [start + request for request in asked]
+    options = SAMPLING | {"num_generations": tries, "batch_size": course.profile.batch["generate"]}
+    options["seed"] = testbench.draw(("4.5", f"{model}, {shots}", 0, bench.seed))
     texts = chat.complete(network, tokenizer, asked, **options)
     texts = [text.partition("\nUser:")[0] for text in texts] if shots else texts
     repeated = [row for row in rows for _ in range(tries)]
     return policies.judged(course, repeated, texts)["truth"].reshape(len(rows), tries)
+
+
+def transcript(bench: Bench, tokenizer: Any, shots: int, most: int) -> str:
+    """The best `shots` of `BEST_OF` demonstrations by true score, as turns of `most` tokens."""
+    shown = sources.instruction_rows(bench.course, BEST_OF, seed=bench.seed, kinds=["explain"])
+    scores = policies.judged(bench.course, shown, [row["completion"] for row in shown])["truth"]
+    turns = [f"User: {row['prompt']}\nAssistant: {row['completion']}\n\n" for row in shown]
+    short = [len(ids) <= most for ids in tokenizer(turns)["input_ids"]]
+    best = [i for i in np.argsort(-scores, kind="stable") if short[i]]
+    return "".join(turns[i] for i in best[:shots])
 
 
 def play(course: Course, truths: Mapping[str, np.ndarray], seed: int) -> None:
@@ -275,7 +291,7 @@ def taxes(
     for seed, bench in benches.items():
         course, by = bench.course, bench.tokenizer
         if not found["base"]:
-            base = load(course, course.model("base"))[0]
+            base = load_policy(course, course.model("base"))[0]  # at the policies' temperature
             found["base"] = dict.fromkeys(benches, tax(course, base, by, "base", seed))
         found["SFT"][seed] = tax(course, bench.reference, by, "SFT", seed)
         for name, by_seed in folders.items():
@@ -312,16 +328,19 @@ def only_full(
     weights = ("PPO", "γ = 0.1", "γ = 1.0")
     kept = [[-taxes[name][s]["document_loss"] for s in seeds] for name in weights]
     ptx = zip(gained("γ = 1.0"), gained("PPO"), strict=True)
-    small = [testbench.wins(played[s]["s, PPO"], played[s]["l, prompted"]) for s in seeds]
-    return {
+    found = {
         "4.1c": over_seeds(shares),
         "4.2d": smallest_step(nearer),
         "4.3e": later_peak(amounts),
         "4.4c": smallest_step(kept),
         "4.4d": over_seeds([with_it - without for with_it, without in ptx]),
-        "4.5b": over_seeds(small),
-        "4.6b": over_seeds(gained("biased labellers", "false")),
     }
+    if "biased labellers" in after:
+        found["4.6b"] = over_seeds(gained("biased labellers", "false"))
+    if all("s, PPO" in truths for truths in played.values()):
+        pairs = [(truths["s, PPO"], truths["l, prompted"]) for truths in played.values()]
+        found["4.5b"] = over_seeds([testbench.wins(*pair) for pair in pairs])
+    return found
 
 
 # ---- looked at closely -------------------------------------------------------------------------
@@ -390,7 +409,7 @@ def passes(bench: Bench, name: str, num_epochs: int, **changes: Any) -> Written:
     Returns what it then writes to the bench's prompts, recorded as claim "break".
     """
     course, own, seed = bench.course, bench.course.model("base"), bench.seed
-    policy, tokenizer = load_policy(course, policy_of(course, own, seed))
+    policy, tokenizer = load_policy(course, bench.start)
     rows = policies.prompts_that_fit(course, policy, tokenizer, "train", 64, seed)
     prompts = [chat.render_prompt(tokenizer, row["prompt"]) for row in rows]
     value = ppo.ValueHead(policy.config.hidden_size).to(policy.device)

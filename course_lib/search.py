@@ -68,7 +68,7 @@ def best_of_n_kl(n: ArrayLike, masses: ArrayLike | None = None) -> np.ndarray:
     (equal scores are equally likely to be taken, so the ratio to the policy is the same for all
     texts of one score): sum over g of q_g log(q_g / masses_g), q_g = F_g^n - F_(g-1)^n with F their
     cumulative sum. Masses from a pool, `score_masses`, give an estimate that cannot exceed the log
-    of the pool's size: keep n well below that.
+    of the pool's size, and is a little low where n comes near it.
     """
     n = np.asarray(n, dtype=float)
     if masses is None:

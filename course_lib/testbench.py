@@ -33,7 +33,7 @@ TRIES = 4  # answers to each held-out prompt that a policy is judged by
 POOL = 16  # those of the policy before training, from which best-of-n picks, too
 COLUMNS = {
     "truth": "true score",
-    "proxy": "score",
+    "proxy": "reward model's score",
     "kl": "KL (nats)",
     "length": "tokens",
     "cut": "share cut",
@@ -65,13 +65,15 @@ class Bench:
 
     course: Course
     seed: int
-    start: str  # folder of the policy before training
+    start: str  # the policy before training: its folder, or its name on the hub
     reference: Any  # that policy, frozen
     tokenizer: Any
     reward_model: Any
     reward_folder: str
     rows: list[dict]  # of P held-out prompts
-    before: Written  # what the reference wrote, (P, N): the start of all, and best-of-n's pool
+    before: (
+        Written  # what the reference wrote, (P, N): the start of all, and best-of-n's usual pool
+    )
 
 
 @dataclass
@@ -122,6 +124,7 @@ def reference_answers(
 
     key = {"policy": Path(start).name, "reward": Path(reward_folder).name, "place": place}
     key |= {"prompts": [row["prompt"] for row in rows], "folded": TEMPERATURE, **SAMPLING}
+    key |= {} if course.truth_known else {"rows": list(rows)}  # with what they are judged by
     code = [generate, reward, chat, judge, Scorer, policies.judged, write, reference_answers]
     entry = stage("before", key, make, code=code)
     arrays = json.loads((entry / "answers.json").read_text(encoding="utf-8"))
@@ -187,9 +190,10 @@ def measure(
 
     The KL is to the bench's reference, or to another one.
     """
-    policy = load(bench.course, policy)[0] if isinstance(policy, str) else policy
-    place = claim, condition, x, bench.seed
-    by = reference or bench.reference, bench.reward_model, bench.tokenizer
+    place, tokenizer = (claim, condition, x, bench.seed), bench.tokenizer
+    if isinstance(policy, str):
+        policy, tokenizer = load(bench.course, policy)
+    by = reference or bench.reference, bench.reward_model, tokenizer
     written = write(bench.course, policy, *by, bench.rows, seed=draw(place))
     record(bench, place, written)
     return written
@@ -238,7 +242,8 @@ def best_of_n(
     Means over all subsets of the pool (None: what the reference wrote), so best of 1 is where all
     methods start; wins are over answers that it was not picked from (`search.best_of_n_wins`), so
     they are known up to half of the pool, and NaN beyond. "kl" is that of each prompt's distinct
-    scores, so equal texts count as one; "textbook kl" is log n - (n - 1) / n.
+    scores, so equal texts count as one; where n comes near the pool's size it is a little low.
+    "textbook kl" is log n - (n - 1) / n.
     """
     pool = pool or bench.before
     ns = [2**i for i in range(pool.truth.shape[1].bit_length())]

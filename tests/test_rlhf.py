@@ -9,7 +9,7 @@ from test_preferences import course  # noqa: F401  its instruct model has seen 8
 from test_stages import folder  # noqa: F401  a tiny base model
 from test_testbench import written
 
-from course_lib import chat, policies, preferences, rlhf, testbench
+from course_lib import chat, policies, preferences, rlhf, stages, testbench
 from course_lib.testbench import Written
 
 
@@ -95,8 +95,15 @@ def test_prompted_models_get_their_best_examples(course, monkeypatch):  # noqa: 
     rows = policies.prompts_that_fit(course, *preferences.load(course, base), "test", 2)
     here = SimpleNamespace(course=course, rows=rows, seed=0)
     assert rlhf.prompted(here, base, 2).shape == (2, 2)
-    assert asked[0].count("User:") == rlhf.SHOTS + 1
     assert asked[0].endswith(f"User: {rows[0]['prompt']}\nAssistant:")
+    _, tokenizer = stages.load(course, base)
+    room = course.context - rlhf.SAMPLING["max_new_tokens"]
+    assert all(len(ids) <= room for ids in tokenizer(asked)["input_ids"])  # and an answer fits
+    turns = rlhf.transcript(here, tokenizer, 3, 10**6).split("User:")[1:]
+    assert len(turns) == 3
+    longest = max(len(tokenizer(f"User:{turn}")["input_ids"]) for turn in turns)
+    shorter = rlhf.transcript(here, tokenizer, 3, longest - 1).split("User:")[1:]
+    assert len(shorter) == 3 and len({*turns, *shorter}) > 3  # the next best that are short enough
     rlhf.prompted(here, base, 2, shots=0)
     assert asked[-1] == rows[1]["prompt"]
 
