@@ -115,6 +115,15 @@ def points(
         label = None  # once
 
 
+def known(course, claim: str) -> set[str]:
+    """The conditions of a claim that this run has measured, or the committed full runs have."""
+    frames = [course.results.frame(claim)]
+    if course.profile.name == "pocket":
+        full = committed(course.notebook, "full")
+        frames.append(full[full["claim"] == claim])
+    return {name for frame in frames for name in frame["condition"]}
+
+
 def _place(frame: pd.DataFrame, positions: Mapping | None) -> pd.DataFrame:
     """`frame` with a column `at`: where its x stands on the axis (`positions` for categories)."""
     at = frame["x"] if positions is None else frame["x"].map(positions)

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from course_lib import chat, policies, ppo, search, sources, testbench
-from course_lib.experiments import SAMPLING
+from course_lib import chat, experiments, policies, ppo, search, sources, testbench
 from course_lib.models import frozen_copy
 from course_lib.policies import WATCHED, Progress
 from course_lib.preferences import comparisons, load_policy, policy_of
@@ -221,15 +220,15 @@ def prompted(bench: Bench, model: str, tries: int, shots: int = SHOTS) -> np.nda
     """
     course, rows = bench.course, bench.rows
     network, tokenizer = load(course, model)
-    asked = [row["prompt"] for row in rows]
+    asked, options = [row["prompt"] for row in rows], dict(experiments.SAMPLING)
     if shots:
         asked = [f"User: {prompt}\nAssistant:" for prompt in asked]
         longest = max(len(ids) for ids in tokenizer(asked)["input_ids"])
-        room = course.context - SAMPLING["max_new_tokens"] - longest
+        room = course.context - options["max_new_tokens"] - longest
         start = transcript(bench, tokenizer, shots, room // shots)
         asked = [start + request for request in asked]
-    options = SAMPLING | {"num_generations": tries, "batch_size": course.profile.batch["generate"]}
     options["seed"] = testbench.draw(("4.5", f"{model}, {shots}", 0, bench.seed))
+    options |= {"num_generations": tries, "batch_size": course.profile.batch["generate"]}
     texts = chat.complete(network, tokenizer, asked, **options)
     texts = [text.partition("\nUser:")[0] for text in texts] if shots else texts
     repeated = [row for row in rows for _ in range(tries)]
@@ -307,7 +306,7 @@ def only_full(
     benches: Mapping[int, Bench],
     folders: Folders,
     after: Mapping[str, Mapping[int, Written]],
-    taxes: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]],
+    taxed: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]],
     played: Mapping[int, Mapping[str, np.ndarray]],
 ) -> dict[str, Interval]:
     """The claims about runs that a live run leaves out, by id; none where these are not there."""
@@ -326,7 +325,7 @@ def only_full(
     nearer = [distance(name) for name in ("β = 0.8", "PPO", "β = 0.05", "no penalty")]
     amounts = [folders[f"{n} prompts"] for n in (64, 512, 2048)]
     weights = ("PPO", "γ = 0.1", "γ = 1.0")
-    kept = [[-taxes[name][s]["document_loss"] for s in seeds] for name in weights]
+    kept = [[-taxed[name][s]["document_loss"] for s in seeds] for name in weights]
     ptx = zip(gained("γ = 1.0"), gained("PPO"), strict=True)
     found = {
         "4.1c": over_seeds(shares),

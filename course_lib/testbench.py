@@ -251,8 +251,8 @@ def best_of_n(
     named = {"truth": pool.truth, "proxy": pool.proxy, "length": pool.length}
     found = {name: search.best_of_n(pool.proxy, ns, values) for name, values in named.items()}
     known = [n for n in ns if n <= pool.truth.shape[1] // 2]
-    wins = search.best_of_n_wins(pool.proxy, pool.truth, known)
-    found["wins"] = np.pad(wins, ((0, 0), (0, len(ns) - len(known))), constant_values=np.nan)
+    won = search.best_of_n_wins(pool.proxy, pool.truth, known)
+    found["wins"] = np.pad(won, ((0, 0), (0, len(ns) - len(known))), constant_values=np.nan)
     found["gain"] = found["truth"] - found["truth"][:, :1]
     curves = {name: values.mean(0) for name, values in found.items()}
     curves |= {"kl": np.maximum(kl, 0.0), "textbook kl": search.best_of_n_kl(ns)}
@@ -270,8 +270,8 @@ def table(
     rows = []
     for name, by_seed in runs.items():
         row = {"": name}
-        for measure, title in COLUMNS.items():
-            row[title] = str(over_seeds([getattr(w, measure).mean(1) for w in by_seed.values()]))
+        for field, title in COLUMNS.items():
+            row[title] = str(over_seeds([getattr(w, field).mean(1) for w in by_seed.values()]))
         if not any(written.kl.any() for written in by_seed.values()):
             row[COLUMNS["kl"]] = "0"  # as it came
         won = [over_before(benches[seed], written) for seed, written in by_seed.items()]

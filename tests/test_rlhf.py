@@ -9,7 +9,7 @@ from test_preferences import course  # noqa: F401  its instruct model has seen 8
 from test_stages import folder  # noqa: F401  a tiny base model
 from test_testbench import written
 
-from course_lib import chat, policies, preferences, rlhf, stages, testbench
+from course_lib import chat, experiments, policies, preferences, rlhf, stages, testbench
 from course_lib.testbench import Written
 
 
@@ -97,7 +97,7 @@ def test_prompted_models_get_their_best_examples(course, monkeypatch):  # noqa: 
     assert rlhf.prompted(here, base, 2).shape == (2, 2)
     assert asked[0].endswith(f"User: {rows[0]['prompt']}\nAssistant:")
     _, tokenizer = stages.load(course, base)
-    room = course.context - rlhf.SAMPLING["max_new_tokens"]
+    room = course.context - experiments.SAMPLING["max_new_tokens"]
     assert all(len(ids) <= room for ids in tokenizer(asked)["input_ids"])  # and an answer fits
     turns = rlhf.transcript(here, tokenizer, 3, 10**6).split("User:")[1:]
     assert len(turns) == 3
