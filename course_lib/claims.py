@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from string import ascii_lowercase
@@ -20,7 +20,7 @@ from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from course_lib import CourseError
+from course_lib import ROOT, CourseError
 from course_lib.cache import build_dir, write_text
 from course_lib.stats import Interval, equivalent
 from course_lib.tables import Table
@@ -211,19 +211,37 @@ def load_claims(path: Path | None = None) -> list[Claim]:
 
 
 def claims_table(notebook: str) -> Table:
-    """The claims of a notebook in this build, as a table."""
-    return verdict_table([row for row in load_claims() if row.notebook == notebook])
+    """The claims of a notebook in this build as a table, live ones beside those of the full run."""
+    rows = [row for row in load_claims() if row.notebook == notebook]
+    full = load_claims(ROOT / "data" / "results" / "claims.json")
+    if not rows or any((row.profile, row.effort) != ("pocket", "live") for row in rows):
+        full = []
+    return verdict_table(rows, [row for row in full if row.notebook == notebook])
 
 
-def verdict_table(rows: list[Claim]) -> Table:
-    cells = []
-    for row in rows:
-        sign, color = _LOOK[row.word]
-        plain = (row.id, row.statement, row.measure, str(row.interval), row.target)
-        words = f'<b style="color:{color}">{sign} {row.word}</b>'
-        cells.append([*map(html.escape, plain), words])
+def verdict_table(rows: Sequence[Claim], full: Sequence[Claim] = ()) -> Table:
+    """Claims as a table; with a column for a `full` run, and its rows that `rows` lack."""
+    mine, theirs = ({row.id: row for row in each} for each in (rows, full))
+    cells, lines = [], []
+    for row in sorted({**theirs, **mine}.values(), key=_order):
+        effect, words, text = "", "not in this run", f"{row.id} not in this run: {row.statement}"
+        if row.id in mine:
+            effect, words, text = str(row.interval), _marked(row), repr(row)
+        cells.append([*map(html.escape, (row.id, row.statement, row.measure, effect, row.target))])
+        cells[-1].append(words)
+        if full:
+            other = theirs.get(row.id)
+            cells[-1].append(f"{other.interval}<br>{_marked(other)}" if other else "")
+            text += f"\n    full run: {other.interval}, {other.word}" if other else ""
+        lines.append(text)
     head = ["claim", "statement", "measure", "effect [interval]", "target", "verdict"]
-    return Table(head, cells, "\n".join(map(repr, rows)) or "no claims yet")
+    head += [f"full run, {len(full[0].seeds)} seeds"] if full else []
+    return Table(head, cells, "\n".join(lines) or "no claims yet")
+
+
+def _marked(row: Claim) -> str:
+    sign, color = _LOOK[row.word]
+    return f'<b style="color:{color}">{sign} {row.word}</b>'
 
 
 def refuted(committed: Iterable[Claim], run: Iterable[Claim]) -> list[tuple[Claim, Claim]]:

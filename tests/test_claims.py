@@ -8,7 +8,15 @@ from types import SimpleNamespace
 import pytest
 
 from course_lib import CourseError
-from course_lib.claims import Claim, claim, claims_table, load_claims, refuted, verdict
+from course_lib.claims import (
+    Claim,
+    claim,
+    claims_table,
+    load_claims,
+    refuted,
+    verdict,
+    verdict_table,
+)
 from course_lib.stats import Interval
 
 LOW, HIGH, WIDE = Interval(0.1, 0.05, 0.15), Interval(0.9, 0.85, 0.95), Interval(0.5, 0.0, 1.0)
@@ -121,6 +129,18 @@ def test_shown_with_words_and_escaped(course):
     assert "&lt;answers&gt;" in page and "base &amp; an" in page and "<answers>" not in page
     assert "0.900 [0.850, 0.950]" in page
     assert repr(claims_table("02")) == "no claims yet"
+
+
+def test_a_live_claim_stands_beside_that_of_the_full_run(course):
+    live = record(course, "1.1", WIDE)
+    full = [replace(live, effort="full", effect=0.7, seeds=[0, 1]), replace(live, id="1.2")]
+    assert "full run" not in repr(verdict_table([live]))
+    table = verdict_table([live], full)
+    assert table.head[-1] == "full run, 2 seeds" and all(len(row) == 7 for row in table.cells)
+    first, second = table.cells
+    assert "0.700" in first[-1] and "undecided" in first[-1]
+    assert second[3] == "" and second[5] == "not in this run"
+    assert "full run: 0.700" in repr(table)
 
 
 def test_refuted_only_what_held_and_now_does_not(course):
