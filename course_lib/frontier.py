@@ -83,24 +83,23 @@ def pair_summary(rows: Sequence[Comparison], tokenizer: Any) -> list[dict[str, A
     """
     own = all("scores" in row for row in rows)
     most = SAMPLING["max_new_tokens"]
-    length = {
-        id(row): [
-            len(ids) for ids in tokenizer(row["completions"], add_special_tokens=False)["input_ids"]
-        ]
-        for row in rows
-    }
+    read = [tokenizer(row["completions"], add_special_tokens=False)["input_ids"] for row in rows]
     ends = [[(int(np.argmin(row["ranks"])), int(np.argmax(row["ranks"])))] for row in rows]
     kinds = {"best and worst": ends, "all pairs": [reward.pairs_of(row) for row in rows]}
     table = []
     for name, pairs in kinds.items():
-        found = [(row, *pair) for row, some in zip(rows, pairs, strict=True) for pair in some]
+        found = [
+            (row, ids, *pair)
+            for row, ids, some in zip(rows, read, pairs, strict=True)
+            for pair in some
+        ]
         right: Any = "unknown"
         if own:
-            gaps = [row["scores"][i] - row["scores"][j] for row, i, j in found]
+            gaps = [row["scores"][i] - row["scores"][j] for row, _, i, j in found]
             right = float(np.mean(np.sign(gaps)) / 2 + 0.5)
         table.append({"": name, "pairs": len(found), "label agrees with the truth": right})
-        for side, words in ((1, "chosen"), (2, "rejected")):
-            tokens = np.array([length[id(one[0])][one[side]] for one in found])
+        for side, words in ((2, "chosen"), (3, "rejected")):
+            tokens = np.array([len(one[1][one[side]]) for one in found])
             table[-1] |= {f"tokens of {words}": float(tokens.mean())}
             table[-1] |= {f"{words}: share cut": float((tokens >= most).mean())} if own else {}
     return table
