@@ -172,10 +172,10 @@ def later_peak(folders: Sequence[Mapping[int, str]]) -> Interval:
 
 
 def pool(bench: Bench) -> Written:
-    """The answers that best-of-n picks from: `before`, or 1,024 to each of 24 prompts if `full`."""
+    """The answers that best-of-n picks from: `before`, or 1,024 to each of 16 prompts if `full`."""
     if not bench.course.full:
         return bench.before
-    by, rows = (bench.start, bench.reward_folder), bench.rows[:24]
+    by, rows = (bench.start, bench.reward_folder), bench.rows[:16]
     return testbench.reference_answers(bench.course, *by, rows, 1024, bench.seed)
 
 
@@ -323,7 +323,7 @@ def only_full(
 
     shares = [ratio_items(*pair) for pair in zip(gained("PPO"), gained("the truth"), strict=True)]
     nearer = [distance(name) for name in ("β = 0.8", "PPO", "β = 0.05", "no penalty")]
-    amounts = [folders[f"{n} prompts"] for n in (64, 512, 2048)]
+    amounts = [folders[f"{n} prompts"] for n in (64, 512, 4096)]
     weights = ("PPO", "γ = 0.1", "γ = 1.0")
     kept = [[-taxed[name][s]["document_loss"] for s in seeds] for name in weights]
     ptx = zip(gained("γ = 1.0"), gained("PPO"), strict=True)

@@ -171,7 +171,7 @@ def test_the_claims_of_the_full_run(histories):
     for place, peak in enumerate((0, 1, 2)):
         truth = np.repeat([2.0 if i == peak else 0.0 for i in range(4)], rlhf.WINDOW)
         histories[f"run {peak}"] = history(truth, rng, spread=0.1)
-        folders[f"{(64, 512, 2048)[place]} prompts"] = dict.fromkeys(range(3), f"run {peak}")
+        folders[f"{(64, 512, 4096)[place]} prompts"] = dict.fromkeys(range(3), f"run {peak}")
     found = rlhf.only_full(benches, folders, after, loss, played)
     expected = {"4.1c": 0.25, "4.2d": 1, "4.4c": 0.2, "4.4d": -0.5, "4.5b": 1, "4.6b": 0.25}
     expected["4.3e"] = min(1.375**0.5 - 0.375**0.5, 2.375**0.5 - 1.375**0.5)
