@@ -130,7 +130,7 @@ def record_sureness(course: Course, condition: str, p: np.ndarray, seed: int) ->
 
 
 def record_calibration(course: Course, marks: Marks, seed: int) -> None:
-    """Record ten groups of pairs by predicted probability (x their number), and the sureness."""
+    """Record ten groups of pairs by predicted probability (x their number), sureness, accuracy."""
     for name in ("observed", "known"):
         if (values := getattr(marks, name)) is None:
             continue
@@ -139,13 +139,15 @@ def record_calibration(course: Course, marks: Marks, seed: int) -> None:
             for measure, value in zip(("predicted", name), pair, strict=True):
                 course.results.add("3.1", "reward model", i, seed, measure, value)
     record_sureness(course, "reward model", marks.predicted, seed)
+    course.results.add("3.1", "reward model", 0, seed, "accuracy", marks.accuracy.mean())
 
 
 def record_parts(course: Course, model: Any, rows: Sequence[Comparison], seed: int) -> None:
     """Record what the true score and the model's go along with: "correlation", x the judge's part.
 
     Correlations are of differences, over all pairs of answers to the same prompt. "words" is their
-    number, no part of the judge's score. Where nobody knows the truth, nothing is recorded.
+    number, no part of the judge's score. And record the accuracy of who knows every part "but one".
+    Where nobody knows the truth, nothing is recorded.
     """
     if not course.truth_known:
         return
@@ -166,6 +168,9 @@ def record_parts(course: Course, model: Any, rows: Sequence[Comparison], seed: i
         for part in parts:
             along = np.corrcoef(differences(score), differences(parts[part]))[0, 1]
             course.results.add("3.1", name, part, seed, "correlation", np.nan_to_num(along))
+    for part in parts.columns.drop("words"):
+        blind = marks_of(rows, *reward.pair_margins(rows, (scores["truth"] - parts[part]).tolist()))
+        course.results.add("3.1", "but one", part, seed, "accuracy", blind.accuracy.mean())
 
 
 def by_heart(model: Any, rows: Sequence[Comparison]) -> dict[str, float]:
@@ -273,13 +278,14 @@ def batching(
     """The same comparisons "together" (all of a prompt in one step) and "shuffled" (pair by pair).
 
     Both see every comparison once (together: `passes_together` times), from the same start, and
-    read about `step_answers` in a step, so that shuffled takes k - 1 times as many steps.
+    read about `step_answers` in a step, so that shuffled takes about k - 1 times as many steps.
 
     Returns:
-        "accuracy": on held-out prompts, together less shuffled. "by heart": on training prompts,
-        shuffled less together, where what is learned by heart is the agreement with the labels
-        trained on, less the expected agreement with fresh labels of the same answers. "cost": the
-        ratio of tokens read per comparison, together to shuffled (a number, twice).
+        "accuracy": on held-out prompts, together less shuffled. "loss": there, shuffled less
+        together. "by heart": on training prompts, shuffled less together, where what is learned by
+        heart is the agreement with the labels trained on, less the expected agreement with fresh
+        labels of the same answers. "cost": the ratio of tokens read per comparison, together to
+        shuffled (a number, twice).
     """
     each = k * (k - 1) // 2
     start = policy_of(course, course.model("base"), seed)
@@ -291,29 +297,34 @@ def batching(
         ),
         "shuffled": (reward.to_pairs(rows), {"batch_size": step_answers // 2}),
     }
-    accuracy, heart, cost = [], [], []
+    held, heart, cost = [], [], []
     for name, (data, settings) in arms.items():
         place = ("3.2", name, k, seed)
         model, marks, history = trial(course, start, data, held_out, place, **settings)
         seen = mark(model, rows)
-        accuracy.append(marks.accuracy)
+        held.append(marks)
         heart.append(seen.agreement - seen.accuracy)
         sums = [sum(step[name] for step in history) for name in ("num_tokens", "num_pairs")]
         cost.append(sums[0] / sums[1])
         course.results.add(*place, "learned by heart", heart[-1].mean())
         course.results.add(*place, "tokens per comparison", cost[-1])
-    ratio = np.full(2, cost[0] / cost[1])
-    return {"accuracy": accuracy[0] - accuracy[1], "by heart": heart[1] - heart[0], "cost": ratio}
+    together, shuffled = held
+    return {
+        "accuracy": together.accuracy - shuffled.accuracy,
+        "loss": shuffled.loss - together.loss,
+        "by heart": heart[1] - heart[0],
+        "cost": np.full(2, cost[0] / cost[1]),
+    }
 
 
 def taken_in(
     course: Course, rows: Sequence[dict], models: Mapping[str, Any], tokenizer: Any, seed: int
-) -> dict[str, np.ndarray]:
-    """Who is taken in by a confident, false answer: its value less a plain, true one's, by row.
+) -> dict[tuple[str, str], np.ndarray]:
+    """Who is taken in by what: the value of an answer less that of a plain, true one, by row (n,).
 
-    Asks the judge, the biased panel, and the reward models, by the panel they learned from. All
-    values are in points of the judge: a reward model's 1 is one `noise` of its labellers. The means
-    are recorded for all variants of `instructions.contrast`.
+    By who judges (the judge, the biased panel, the reward models by the panel they learned from)
+    and variant of `instructions.contrast`. All values are in points of the judge: a reward model's
+    1 is one `noise` of its labellers. The means are recorded.
     """
     texts = [instructions.contrast(row) for row in rows]
     prompts, biased = [row["prompt"] for row in rows], PANELS["biased"]
@@ -329,7 +340,16 @@ def taken_in(
 
     plain, found = values("plain, true"), {}
     for variant in ("plain, false", "confident, true", "confident, false"):
-        found = {name: value - plain[name] for name, value in values(variant).items()}
-        for name, gain in found.items():
-            course.results.add("3.4", name, variant, seed, "points", gain.mean())
+        for name, value in values(variant).items():
+            found[name, variant] = value - plain[name]
+            course.results.add("3.4", name, variant, seed, "points", found[name, variant].mean())
     return found
+
+
+def taste(found: Mapping[tuple[str, str], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Of `taken_in`, for a confident, false answer: how much more the model that learned from the
+    biased panel gives it than the fair one's, and the panel itself more than the judge; (n,) each.
+    """
+    value = {name: found[name, "confident, false"] for name, _ in found}
+    learned = value["learned from biased"] - value["learned from unbiased"]
+    return learned, value["biased labellers"] - value["judge"]

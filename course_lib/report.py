@@ -89,18 +89,20 @@ def points(
     """Draw this run's values as outlined dots, on the band of the committed results.
 
     The series has the look number `order`; `positions` maps the x of a row to its place on the
-    axis, for categories. With a `distance`, the name of a measure, the place is the square root of
-    its value: each run's own, and the mean over the full runs. `joined` None joins the committed
-    means unless there are positions; True is for paths: this run's dots are joined, too, and each
-    committed live run is a thin line. The committed results are about the pocket models, so there
-    is a band under the pocket profile alone, and only for what has been committed.
+    axis, for categories. With a `distance`, the name of a measure, the place is its value (of "kl"
+    the square root): each run's own, and the mean over the full runs. `joined` None joins the
+    committed means unless there are positions; True is for paths: this run's dots are joined, too,
+    and each committed live run is a thin line. The committed results are about the pocket models,
+    so there is a band under the pocket profile alone, and only for what has been committed.
     """
     frames = [committed(course.notebook, effort) for effort in ("full", "live")]
     frames.append(course.results.frame())
     full, live, own = (select(frame, claim, measure, condition) for frame in frames)
     if distance:
         far = [select(frame, claim, distance, condition) for frame in frames]
-        full, live, own = _apart(full, far[0], "x"), _apart(live, far[1]), _apart(own, far[2])
+        power = 0.5 if distance == "kl" else 1
+        full = _apart(full, far[0], power, "x")
+        live, own = _apart(live, far[1], power), _apart(own, far[2], power)
     else:
         full, live, own = (_place(rows, positions) for rows in (full, live, own))
     if course.profile.name == "pocket":
@@ -130,10 +132,10 @@ def _place(frame: pd.DataFrame, positions: Mapping | None) -> pd.DataFrame:
     return frame.assign(at=at.astype(float)).dropna(subset=["at"])
 
 
-def _apart(rows: pd.DataFrame, far: pd.DataFrame, *by: str) -> pd.DataFrame:
-    """`rows` with a column `at`: the square root of the value of `far` at the same seed and x."""
+def _apart(rows: pd.DataFrame, far: pd.DataFrame, power: float, *by: str) -> pd.DataFrame:
+    """`rows` with a column `at`: the value of `far` at the same seed and x, to a power."""
     keys = list(by) or ["seed", "x"]
-    at = far.groupby(keys)["value"].mean().clip(lower=0) ** 0.5
+    at = far.groupby(keys)["value"].mean().clip(lower=0) ** power
     return rows.merge(at.rename("at").reset_index(), on=keys)
 
 
@@ -148,7 +150,7 @@ def _band(
     """Committed results: the mean of the full runs with its 95% t-interval over seeds.
 
     A line and a shade where `joined`, else points with whiskers. Of the live runs thin lines where
-    they are `paths`; else thick pale bars, the 99.9% prediction interval of one of them, which may
+    they are `paths`; else thick pale bars, the 95% prediction interval of one of them, which may
     run out of the picture: the axes are made for what was measured. Fewer than `FEW_RUNS` give no
     useful interval and are small pale dots.
     """
@@ -163,7 +165,7 @@ def _band(
         if len(values) < FEW_RUNS:
             ax.plot([at] * len(values), values, ".", color=color, alpha=0.35)
         else:
-            _, low, high = prediction_interval(values)
+            _, low, high = prediction_interval(values, level=0.95)
             ax.add_artist(Line2D([at, at], [low, high], color=color, alpha=0.35, lw=5))
             ax.plot([at] * len(values), values, linestyle="none", marker="")  # for the axes
     groups = [(at, values) for at, values in full.groupby("at")["value"] if len(values) > 1]

@@ -23,9 +23,13 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        # Adding 0.0 turns a rounded -0.0 into 0.0, so that no "-0.000" is printed.
-        estimate, low, high = (round(value, 3) + 0.0 for value in self)
-        return f"{estimate:.3f} [{low:.3f}, {high:.3f}]"
+        estimate, low, high = map(_printed, self)
+        return f"{estimate} [{low}, {high}]"
+
+
+def _printed(value: float) -> str:
+    # What only rounds to 0 keeps a digit: a verdict may hang on its side of 0. Nothing is "-0.000".
+    return f"{value:.1g}" if 1e-6 < abs(value) < 5e-4 else f"{round(value, 3) + 0.0:.3f}"
 
 
 def _values(values: ArrayLike, at_least: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from course_lib.stats import (
 
 def test_interval_prints_three_decimals_and_no_negative_zero():
     assert str(Interval(0.8124, 0.78, 1)) == "0.812 [0.780, 1.000]"
-    assert str(Interval(-0.0001, -0.5, 0.0)) == "0.000 [-0.500, 0.000]"
+    assert str(Interval(-1e-9, -0.5, 0.0004)) == "0.000 [-0.500, 0.0004]"
 
 
 def test_wilson_by_hand():
