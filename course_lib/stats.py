@@ -29,7 +29,9 @@ class Interval(NamedTuple):
 
 def _printed(value: float) -> str:
     # What only rounds to 0 keeps a digit: a verdict may hang on its side of 0. Nothing is "-0.000".
-    return f"{value:.1g}" if 1e-6 < abs(value) < 5e-4 else f"{round(value, 3) + 0.0:.3f}"
+    if 1e-6 < abs(value) < 5e-4:
+        return np.format_float_positional(value, precision=1, fractional=False)
+    return f"{round(value, 3) + 0.0:.3f}"
 
 
 def _values(values: ArrayLike, at_least: int) -> np.ndarray:
