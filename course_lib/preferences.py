@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,6 +125,11 @@ def ranked(row: Comparison, panel: labellers.Panel, rng: random.Random) -> Compa
     order = labellers.rank(panel, row, texts, rng)
     utilities = [labellers.utility(panel, row, text) / panel.noise for text in texts]
     return row | {"ranks": [order.index(i) + 1 for i in range(len(texts))], "utilities": utilities}
+
+
+def most_varied(rows: Sequence[Comparison]) -> Comparison:
+    """The row whose answers differ most in true score; the first where nobody knows it."""
+    return max(rows, key=lambda row: np.ptp(row.get("scores", [0.0])))
 
 
 def show_answers(row: Comparison) -> list[dict[str, Any]]:
