@@ -100,9 +100,9 @@ def points(
     full, live, own = (select(frame, claim, measure, condition) for frame in frames)
     if distance:
         far = [select(frame, claim, distance, condition) for frame in frames]
-        power = 0.5 if distance == "kl" else 1
-        full = _apart(full, far[0], power, "x")
-        live, own = _apart(live, far[1], power), _apart(own, far[2], power)
+        full = _apart(full, far[0], distance, ["x"])
+        keys = ["seed", "x"]
+        live, own = _apart(live, far[1], distance, keys), _apart(own, far[2], distance, keys)
     else:
         full, live, own = (_place(rows, positions) for rows in (full, live, own))
     if course.profile.name == "pocket":
@@ -132,10 +132,10 @@ def _place(frame: pd.DataFrame, positions: Mapping | None) -> pd.DataFrame:
     return frame.assign(at=at.astype(float)).dropna(subset=["at"])
 
 
-def _apart(rows: pd.DataFrame, far: pd.DataFrame, power: float, *by: str) -> pd.DataFrame:
-    """`rows` with a column `at`: the value of `far` at the same seed and x, to a power."""
-    keys = list(by) or ["seed", "x"]
-    at = far.groupby(keys)["value"].mean().clip(lower=0) ** power
+def _apart(rows: pd.DataFrame, far: pd.DataFrame, distance: str, keys: list[str]) -> pd.DataFrame:
+    """`rows` with a column `at`: the mean value of `far` at the same keys, of "kl" its root."""
+    at = far.groupby(keys)["value"].mean()
+    at = at.clip(lower=0) ** 0.5 if distance == "kl" else at
     return rows.merge(at.rename("at").reset_index(), on=keys)
 
 
