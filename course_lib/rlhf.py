@@ -171,12 +171,35 @@ def later_peak(folders: Sequence[Mapping[int, str]]) -> Interval:
     return smallest_step(found)
 
 
+def same_distance(course: Course, names: Sequence[str], seeds: Sequence[int]) -> Interval:
+    """The smallest step of the gain in truth from one run to the next, as far as all of them went.
+
+    Each seed's gains along its runs are read off at the largest √KL that all of its runs reached.
+    """
+    found: list[list[np.ndarray]] = [[] for _ in names]
+    for seed in seeds:
+        paths = []
+        for name in names:
+            rows = course.results.frame("along", condition=name)
+            path = rows[rows["seed"] == seed].pivot_table("value", "x", "measure")
+            paths.append(path.assign(d=path["kl"].clip(lower=0) ** 0.5).sort_values("d"))
+        reached = min(path["d"].max() for path in paths)
+        for steps, path in zip(found, paths, strict=True):
+            steps.append(np.array([np.interp(reached, path["d"], path["gain"])]))
+    return smallest_step(found)
+
+
 def pool(bench: Bench) -> Written:
     """The answers that best-of-n picks from: `before`, or 1,024 to each of 16 prompts if `full`."""
     if not bench.course.full:
         return bench.before
     by, rows = (bench.start, bench.reward_folder), bench.rows[:16]
     return testbench.reference_answers(bench.course, *by, rows, 1024, bench.seed)
+
+
+def beside(written: Written, picked: testbench.Point) -> np.ndarray:
+    """True score (P,) less that of best-of-n, at the first P prompts, which that picked from."""
+    return written.truth.mean(1)[: len(picked.truth)] - picked.truth
 
 
 def fitted(course: Course, name: str) -> search.OverOptimisation | None:
@@ -233,6 +256,15 @@ def prompted(bench: Bench, model: str, tries: int, shots: int = SHOTS) -> np.nda
     texts = [text.partition("\nUser:")[0] for text in texts] if shots else texts
     repeated = [row for row in rows for _ in range(tries)]
     return policies.judged(course, repeated, texts)["truth"].reshape(len(rows), tries)
+
+
+def untrained(bench: Bench, model: str) -> np.ndarray:
+    """True scores (P, TRIES) of the policy made from a base model, before any RLHF."""
+    start = policy_of(bench.course, model, bench.seed)
+    policy, tokenizer = load_policy(bench.course, start)
+    seed = testbench.draw(("4.5", f"{model}, SFT", 0, bench.seed))
+    by = None, bench.reward_model, tokenizer
+    return testbench.write(bench.course, policy, *by, bench.rows, seed=seed).truth
 
 
 def transcript(bench: Bench, tokenizer: Any, shots: int, most: int) -> str:
@@ -312,11 +344,14 @@ def only_full(
     """The claims about runs that a live run leaves out, by id; none where these are not there."""
     if "the truth" not in after:
         return {}
-    seeds = list(benches)
+    seeds, course = list(benches), benches[next(iter(benches))].course
 
     def gained(name: str, what: str = "truth") -> list[np.ndarray]:
         pairs = [(after[name][s], benches[s].before) for s in seeds]
         return [getattr(a, what).mean(1) - getattr(b, what).mean(1) for a, b in pairs]
+
+    def more(name: str, other: str) -> Interval:
+        return over_seeds([a - b for a, b in zip(gained(name), gained(other), strict=True)])
 
     def distance(name: str) -> list[np.ndarray]:
         return [after[name][s].kl.mean(1) for s in seeds]
@@ -326,20 +361,40 @@ def only_full(
     amounts = [folders[f"{n} prompts"] for n in (64, 512, 4096)]
     weights = ("PPO", "γ = 0.1", "γ = 1.0")
     kept = [[-taxed[name][s]["document_loss"] for s in seeds] for name in weights]
-    ptx = zip(gained("γ = 1.0"), gained("PPO"), strict=True)
+    exam = [taxed["γ = 1.0"][s]["exam"] - taxed["PPO"][s]["exam"] for s in seeds]
+    longer = after["512 prompts"]
+    falls, rises = map(over_seeds, after_the_peak(folders["512 prompts"]))
     found = {
         "4.1c": over_seeds(shares),
         "4.2d": smallest_step(nearer),
         "4.3e": later_peak(amounts),
         "4.4c": smallest_step(kept),
-        "4.4d": over_seeds([with_it - without for with_it, without in ptx]),
+        "4.1f": more("PPO", "λ = 0.95"),
+        "4.3g": falls,
+        "4.3h": rises,
+        "4.3i": over_seeds(
+            [benches[s].before.truth.mean(1) - longer[s].truth.mean(1) for s in seeds]
+        ),
+        "4.4d": more("γ = 1.0", "PPO"),
+        "4.4e": over_seeds(exam),
     }
+    if course.truth_known:  # else nobody knows the gains along a training
+        found["4.3j"] = same_distance(course, [f"{n} prompts" for n in (64, 512, 4096)], seeds)
     if "biased labellers" in after:
         found["4.6b"] = over_seeds(gained("biased labellers", "false"))
+        rates = [[falsehood(after[n][s]) for n in ("biased labellers", "PPO")] for s in seeds]
+        found["4.6c"] = over_seeds([biased - fair for biased, fair in rates])
     if all("s, PPO" in truths for truths in played.values()):
         pairs = [(truths["s, PPO"], truths["l, prompted"]) for truths in played.values()]
         found["4.5b"] = over_seeds([testbench.wins(*pair) for pair in pairs])
+        ways = "s, PPO", "s, SFT", "l, prompted"
+        found["4.5d"] = over_seeds([more_wins(truths, *ways) for truths in played.values()])
     return found
+
+
+def falsehood(written: Written) -> np.ndarray:
+    """False statements in a hundred tokens, by prompt (P,): longer answers have room for more."""
+    return 100 * written.false.mean(1) / written.length.mean(1)
 
 
 # ---- looked at closely -------------------------------------------------------------------------
@@ -364,12 +419,13 @@ def hacked(written: Written, before: Written, num: int = 4) -> list[dict[str, An
 
 
 def pleasing(written: Written, before: Written) -> float:
-    """Share of answers that please the reward model and not the judge.
+    """Of the answers that please the reward model, the share that does not please the judge.
 
     The score is above the median of the answers `before`, the truth among their lowest quarter.
     """
     pleased = written.proxy > np.median(before.proxy)
-    return float((pleased & (written.truth < np.quantile(before.truth, 0.25))).mean())
+    bad = written.truth < np.quantile(before.truth, 0.25)
+    return float(bad[pleased].mean()) if pleased.any() else 0.0
 
 
 def walk(bench: Bench, policy: Any, beta: float, num: int = 12) -> tuple[str, list[dict[str, Any]]]:

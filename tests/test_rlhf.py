@@ -135,7 +135,7 @@ def test_hacked_answers_are_those_that_please_the_wrong_one():
     assert [row["answer"] for row in shown] == ["worst", "bad"]
     assert shown[0]["prompt"] == "q"
     assert [row["answer"] for row in rlhf.hacked(written, written, num=3)] == ["worst"]
-    assert rlhf.pleasing(written, written) == 0.25  # "worst" pleases, and one in four is low
+    assert rlhf.pleasing(written, written) == 0.5  # two please, of which "worst" is low
 
 
 def test_a_walk_adds_up_to_the_score_less_the_penalty(course, short):  # noqa: F811
@@ -151,30 +151,45 @@ def test_a_walk_adds_up_to_the_score_less_the_penalty(course, short):  # noqa: F
     assert set(course.results.frame("break")["condition"]) == {"torn"}
 
 
-def test_the_claims_of_the_full_run(histories):
+def test_the_claims_of_the_full_run(histories, course):  # noqa: F811
     """Each from runs that differ by a known amount; a live run lacks them, and has none."""
     rng = np.random.default_rng(0)
-    names = ("PPO", "no penalty", "β = 0.05", "β = 0.8", "γ = 0.1", "γ = 1.0", "the truth")
-    gain = dict.fromkeys((*names, "biased labellers"), 1.0) | {"the truth": 4.0, "γ = 1.0": 0.5}
+    names = ["PPO", "no penalty", "β = 0.05", "β = 0.8", "γ = 0.1", "γ = 1.0", "the truth"]
+    names += ["512 prompts", "λ = 0.95", "biased labellers"]
+    gain = dict.fromkeys(names, 1.0) | {"the truth": 4.0, "γ = 1.0": 0.5, "512 prompts": -1.0}
+    gain["λ = 0.95"] = 0.75
     kl = dict.fromkeys(gain, 2.0) | {"no penalty": 8.0, "β = 0.05": 4.0, "β = 0.8": 1.0}
     benches, after, folders, played = {}, {name: {} for name in gain}, {}, {}
     for seed in range(3):
         before = written(rng.normal(size=(6, 2)))
-        benches[seed] = SimpleNamespace(before=before)
+        benches[seed] = SimpleNamespace(before=before, course=course)
         for name in gain:
             more = 0.25 * (name == "biased labellers") + np.zeros((6, 2))
             arrays = {"kl": kl[name] + 0.01 * rng.normal(size=(6, 2)), "false": more}
+            arrays["length"] = np.full((6, 2), 50.0)
             after[name][seed] = written(before.truth + gain[name], **arrays)
         played[seed] = {"s, PPO": before.truth + 9, "l, prompted": before.truth}
+        played[seed]["s, SFT"] = before.truth - 9
     losses = {"PPO": 3.0, "γ = 0.1": 2.8, "γ = 1.0": 2.5}
-    loss = {n: {s: {"document_loss": np.full(5, v)} for s in range(3)} for n, v in losses.items()}
+    loss = {
+        n: {s: {"document_loss": np.full(5, v), "exam": np.full(5, v)} for s in range(3)}
+        for n, v in losses.items()
+    }
     for place, peak in enumerate((0, 1, 2)):
         truth = np.repeat([2.0 if i == peak else 0.0 for i in range(4)], rlhf.WINDOW)
         histories[f"run {peak}"] = history(truth, rng, spread=0.1)
-        folders[f"{(64, 512, 4096)[place]} prompts"] = dict.fromkeys(range(3), f"run {peak}")
+        name = f"{(64, 512, 4096)[place]} prompts"
+        folders[name] = dict.fromkeys(range(3), f"run {peak}")
+        for seed in range(3):
+            for x, (d, gained) in enumerate(((0, 0.0), (2, 1.0 + place), (3 + place, 0.0))):
+                for measure, value in (("kl", d**2), ("gain", gained)):
+                    course.results.add("along", name, x, seed, measure, value)
     found = rlhf.only_full(benches, folders, after, loss, played)
-    expected = {"4.1c": 0.25, "4.2d": 1, "4.4c": 0.2, "4.4d": -0.5, "4.5b": 1, "4.6b": 0.25}
+    expected = {"4.1c": 0.25, "4.1f": 0.25, "4.2d": 1, "4.4c": 0.2, "4.4d": -0.5, "4.4e": -0.5}
+    expected |= {"4.5b": 1, "4.5d": 1, "4.6b": 0.25, "4.6c": 0.5, "4.3i": 1.0, "4.3j": 1.0}
     expected["4.3e"] = min(1.375**0.5 - 0.375**0.5, 2.375**0.5 - 1.375**0.5)
+    fall, rise = found.pop("4.3g"), found.pop("4.3h")  # of the second run, whose peak is its second
+    assert (fall.estimate, rise.estimate) == pytest.approx((2, 0.8), abs=0.1)
     assert {claim: one.estimate for claim, one in found.items()} == pytest.approx(
         expected, abs=0.02
     )
