@@ -37,6 +37,19 @@ NOTED = ("kl", "entropy", "clipfrac", "explained_variance", "completion_length")
 # ---- runs --------------------------------------------------------------------------------------
 
 
+def more_runs(course: Course, ours: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The runs that a full run adds to that with the settings `ours`."""
+    runs = {f"β = {beta}": ours | {"beta": beta} for beta in (0.05, 0.8)}
+    longer = {"num_steps": ours["num_steps"] * 3 // 2, "beta": 0.0, "max_kl": 1e4}  # guard off
+    runs |= {f"{n} prompts": ours | longer | {"n": n} for n in (64, 512, 4096)}
+    runs |= {f"γ = {gamma}": ours | {"ptx_coef": gamma} for gamma in (0.1, 1.0)}
+    sizes = {name: course.model(name) for name in ("small", "large")}
+    own = course.model("base")
+    runs |= {name: ours | {"base": base} for name, base in sizes.items() if base != own}
+    runs |= {"λ = 0.95": ours | {"lam": 0.95}, "the truth": ours | {"panel": "nobody"}}
+    return runs | ({"biased labellers": ours | {"panel": "biased"}} if course.truth_known else {})
+
+
 def train(course: Course, runs: Runs, progress: Progress | None = None) -> Folders:
     """Train all runs with all seeds, each a stage, and record what they wrote along the way."""
     folders: Folders = {}
@@ -258,7 +271,14 @@ def prompted(bench: Bench, model: str, tries: int, shots: int = SHOTS) -> np.nda
     return policies.judged(course, repeated, texts)["truth"].reshape(len(rows), tries)
 
 
-def untrained(bench: Bench, model: str) -> np.ndarray:
+def no_rlhf(bench: Bench, name: str, base: str) -> np.ndarray:
+    """True scores of a base model, by the name's last word "bare", "prompted" or after "SFT"."""
+    if name.endswith("SFT"):
+        return fine_tuned(bench, base)
+    return prompted(bench, base, 1, shots=0 if name.endswith("bare") else SHOTS)
+
+
+def fine_tuned(bench: Bench, model: str) -> np.ndarray:
     """True scores (P, TRIES) of the policy made from a base model, before any RLHF."""
     start = policy_of(bench.course, model, bench.seed)
     policy, tokenizer = load_policy(bench.course, start)
@@ -328,6 +348,26 @@ def taxes(
         for name, by_seed in folders.items():
             model = load(course, by_seed[seed])[0]
             found.setdefault(name, {})[seed] = tax(course, model, by, name, seed)
+    return found
+
+
+# ---- claims ------------------------------------------------------------------------------------
+
+
+def costs(
+    benches: Mapping[int, Bench],
+    after: Mapping[int, Written],
+    taxed: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]],
+) -> dict[str, Interval]:
+    """The claims about what PPO costs, by id: forgetting; falsehood where the truth is known."""
+    pairs = [(taxed["PPO"][seed], taxed["SFT"][seed]) for seed in benches]
+    found = {
+        claim: over_seeds([new[name] - old[name] for new, old in pairs])
+        for claim, name in (("4.4a", "document_loss"), ("4.4b", "exam"))
+    }
+    if all(bench.course.truth_known for bench in benches.values()):
+        false = [(after[s].false.mean(1), benches[s].before.false.mean(1)) for s in benches]
+        found["4.6a"] = over_seeds([new - old for new, old in false])
     return found
 
 
