@@ -390,8 +390,9 @@ def only_full(
         pairs = [(after[name][s], benches[s].before) for s in seeds]
         return [getattr(a, what).mean(1) - getattr(b, what).mean(1) for a, b in pairs]
 
-    def more(name: str, other: str) -> Interval:
-        return over_seeds([a - b for a, b in zip(gained(name), gained(other), strict=True)])
+    def more(name: str, other: str, what: str = "truth") -> Interval:
+        pairs = zip(gained(name, what), gained(other, what), strict=True)
+        return over_seeds([a - b for a, b in pairs])
 
     def distance(name: str) -> list[np.ndarray]:
         return [after[name][s].kl.mean(1) for s in seeds]
@@ -410,6 +411,7 @@ def only_full(
         "4.3e": later_peak(amounts),
         "4.4c": smallest_step(kept),
         "4.1f": more("PPO", "λ = 0.95"),
+        "4.1g": more("PPO", "λ = 0.95", "proxy"),
         "4.3g": falls,
         "4.3h": rises,
         "4.3i": over_seeds(
