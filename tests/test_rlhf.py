@@ -167,7 +167,8 @@ def test_the_claims_of_the_full_run(histories, course):  # noqa: F811
             more = 0.25 * (name == "biased labellers") + np.zeros((6, 2))
             arrays = {"kl": kl[name] + 0.01 * rng.normal(size=(6, 2)), "false": more}
             arrays["length"] = np.full((6, 2), 50.0)
-            after[name][seed] = written(before.truth + gain[name], **arrays)
+            truth = before.truth + gain[name]
+            after[name][seed] = written(truth, 2 * truth, **arrays)
         played[seed] = {"s, PPO": before.truth + 9, "l, prompted": before.truth}
         played[seed]["s, SFT"] = before.truth - 9
     losses = {"PPO": 3.0, "γ = 0.1": 2.8, "γ = 1.0": 2.5}
@@ -186,7 +187,8 @@ def test_the_claims_of_the_full_run(histories, course):  # noqa: F811
                     course.results.add("along", name, x, seed, measure, value)
     found = rlhf.only_full(benches, folders, after, loss, played)
     expected = {"4.1c": 0.25, "4.1f": 0.25, "4.2d": 1, "4.4c": 0.2, "4.4d": -0.5, "4.4e": -0.5}
-    expected |= {"4.5b": 1, "4.5d": 1, "4.6b": 0.25, "4.6c": 0.5, "4.3i": 1.0, "4.3j": 1.0}
+    expected |= {"4.1g": 0.5, "4.3i": 1.0, "4.3j": 1.0}
+    expected |= {"4.5b": 1, "4.5d": 1, "4.6b": 0.25, "4.6c": 0.5}
     expected["4.3e"] = min(1.375**0.5 - 0.375**0.5, 2.375**0.5 - 1.375**0.5)
     fall, rise = found.pop("4.3g"), found.pop("4.3h")  # of the second run, whose peak is its second
     assert (fall.estimate, rise.estimate) == pytest.approx((2, 0.8), abs=0.1)
