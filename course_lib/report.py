@@ -92,8 +92,9 @@ def points(
     axis, for categories. With a `distance`, the name of a measure, the place is its value (of "kl"
     the square root): each run's own, and the mean over the full runs. `joined` None joins the
     committed means unless there are positions; True is for paths: this run's dots are joined, too,
-    and each committed live run is a thin line. The committed results are about the pocket models,
-    so there is a band under the pocket profile alone, and only for what has been committed.
+    and each committed live run is a thin line. Of a run with several seeds a path is their mean,
+    and the live runs are left out. The committed results are about the pocket models, so there is
+    a band under the pocket profile alone, and only for what has been committed.
     """
     frames = [committed(course.notebook, effort) for effort in ("full", "live")]
     frames.append(course.results.frame())
@@ -105,6 +106,9 @@ def points(
         live, own = _apart(live, far[1], distance, keys), _apart(own, far[2], distance, keys)
     else:
         full, live, own = (_place(rows, positions) for rows in (full, live, own))
+    if joined and own["seed"].nunique() > 1:
+        own = own.groupby("x", as_index=False)[["at", "value"]].mean().assign(seed=0)
+        live = live[:0]
     if course.profile.name == "pocket":
         lines = positions is None if joined is None else joined
         _band(ax, full, live, series(order), lines, paths=bool(joined))

@@ -421,7 +421,9 @@ def only_full(
         "4.4e": over_seeds(exam),
     }
     if course.truth_known:  # else nobody knows the gains along a training
-        found["4.3j"] = same_distance(course, [f"{n} prompts" for n in (64, 512, 4096)], seeds)
+        names = [f"{n} prompts" for n in (64, 512, 4096)]
+        same = {"4.2e": ["no penalty", "PPO"], "4.3j": names, "4.3k": names[1:]}
+        found |= {claim: same_distance(course, runs, seeds) for claim, runs in same.items()}
     if "biased labellers" in after:
         found["4.6b"] = over_seeds(gained("biased labellers", "false"))
         rates = [[falsehood(after[n][s]) for n in ("biased labellers", "PPO")] for s in seeds]

@@ -114,13 +114,23 @@ def test_few_live_runs_are_dots(folder, course):
 
 def test_a_path_shows_the_committed_runs_as_lines(folder, course):
     commit(folder)
-    fill(fill(course.results, [0]), [1])
+    fill(course.results, [0])
     _, ax = subplots()
     points(ax, course, "1.3", "judge score", "m", joined=True, label="m")
     live = [line for line in ax.lines if line.get_alpha() == 0.35]
     assert len(live) == committed("01", "live")["seed"].nunique()
-    own = [line for line in ax.lines if line.get_markeredgecolor() == "black"]
-    assert len(own) == 2 and [line.get_label() == "m" for line in own] == [True, False]
+    (own,) = [line for line in ax.lines if line.get_markeredgecolor() == "black"]
+    assert own.get_label() == "m"
+
+
+def test_a_path_of_several_seeds_is_their_mean(folder, course):
+    commit(folder)
+    fill(course.results, [0, 1])
+    _, ax = subplots()
+    points(ax, course, "1.3", "judge score", "m", joined=True, label="m")
+    assert not [line for line in ax.lines if line.get_alpha() == 0.35]
+    (own,) = [line for line in ax.lines if line.get_markeredgecolor() == "black"]
+    assert own.get_ydata()[0] == pytest.approx(8**0.5 + 0.005)  # a seed adds a hundredth
 
 
 def test_categories_stand_at_their_positions(folder, course):
