@@ -99,14 +99,15 @@ def points(
     frames = [committed(course.notebook, effort) for effort in ("full", "live")]
     frames.append(course.results.frame())
     full, live, own = (select(frame, claim, measure, condition) for frame in frames)
+    averaged = bool(joined) and own["seed"].nunique() > 1
     if distance:
         far = [select(frame, claim, distance, condition) for frame in frames]
         full = _apart(full, far[0], distance, ["x"])
-        keys = ["seed", "x"]
-        live, own = _apart(live, far[1], distance, keys), _apart(own, far[2], distance, keys)
+        live = _apart(live, far[1], distance, ["seed", "x"])
+        own = _apart(own, far[2], distance, ["x"] if averaged else ["seed", "x"])
     else:
         full, live, own = (_place(rows, positions) for rows in (full, live, own))
-    if joined and own["seed"].nunique() > 1:
+    if averaged:
         own = own.groupby("x", as_index=False)[["at", "value"]].mean().assign(seed=0)
         live = live[:0]
     if course.profile.name == "pocket":

@@ -422,7 +422,8 @@ def only_full(
     }
     if course.truth_known:  # else nobody knows the gains along a training
         names = [f"{n} prompts" for n in (64, 512, 4096)]
-        same = {"4.2e": ["no penalty", "PPO"], "4.3j": names, "4.3k": names[1:]}
+        same = {"4.1h": ["λ = 0.95", "PPO"], "4.2e": ["no penalty", "PPO"]}
+        same |= {"4.3j": names, "4.3k": names[1:]}
         found |= {claim: same_distance(course, runs, seeds) for claim, runs in same.items()}
     if "biased labellers" in after:
         found["4.6b"] = over_seeds(gained("biased labellers", "false"))

@@ -182,14 +182,14 @@ def test_the_claims_of_the_full_run(histories, course):  # noqa: F811
         histories[f"run {peak}"] = history(truth, rng, spread=0.1)
         name = f"{(64, 512, 4096)[place]} prompts"
         folders[name] = dict.fromkeys(range(3), f"run {peak}")
-        runs = [name, *(["no penalty"], ["PPO"], [])[place]]
+        runs = [name, *(["no penalty", "λ = 0.95"], ["PPO"], [])[place]]
         for seed, run in itertools.product(range(3), runs):
             for x, (d, gained) in enumerate(((0, 0.0), (2, 1.0 + place), (3 + place, 0.0))):
                 for measure, value in (("kl", d**2), ("gain", gained)):
                     course.results.add("along", run, x, seed, measure, value)
     found = rlhf.only_full(benches, folders, after, loss, played)
     expected = {"4.1c": 0.25, "4.1f": 0.25, "4.2d": 1, "4.4c": 0.2, "4.4d": -0.5, "4.4e": -0.5}
-    expected |= {"4.1g": 0.5, "4.2e": 1.0, "4.3i": 1.0, "4.3j": 1.0, "4.3k": 1.0}
+    expected |= {"4.1g": 0.5, "4.1h": 1.0, "4.2e": 1.0, "4.3i": 1.0, "4.3j": 1.0, "4.3k": 1.0}
     expected |= {"4.5b": 1, "4.5d": 1, "4.6b": 0.25, "4.6c": 0.5}
     expected["4.3e"] = min(1.375**0.5 - 0.375**0.5, 2.375**0.5 - 1.375**0.5)
     fall, rise = found.pop("4.3g"), found.pop("4.3h")  # of the second run, whose peak is its second
