@@ -371,9 +371,6 @@ def costs(
     return found
 
 
-# ---- claims of the full run --------------------------------------------------------------------
-
-
 def only_full(
     benches: Mapping[int, Bench],
     folders: Folders,
@@ -399,31 +396,27 @@ def only_full(
 
     shares = [ratio_items(*pair) for pair in zip(gained("PPO"), gained("the truth"), strict=True)]
     nearer = [distance(name) for name in ("β = 0.8", "PPO", "β = 0.05", "no penalty")]
-    amounts = [folders[f"{n} prompts"] for n in (64, 512, 4096)]
+    amounts = [f"{n} prompts" for n in (64, 512, 4096)]
     weights = ("PPO", "γ = 0.1", "γ = 1.0")
     kept = [[-taxed[name][s]["document_loss"] for s in seeds] for name in weights]
     exam = [taxed["γ = 1.0"][s]["exam"] - taxed["PPO"][s]["exam"] for s in seeds]
-    longer = after["512 prompts"]
     falls, rises = map(over_seeds, after_the_peak(folders["512 prompts"]))
     found = {
         "4.1c": over_seeds(shares),
         "4.2d": smallest_step(nearer),
-        "4.3e": later_peak(amounts),
+        "4.3e": later_peak([folders[name] for name in amounts]),
         "4.4c": smallest_step(kept),
         "4.1f": more("PPO", "λ = 0.95"),
         "4.1g": more("PPO", "λ = 0.95", "proxy"),
         "4.3g": falls,
         "4.3h": rises,
-        "4.3i": over_seeds(
-            [benches[s].before.truth.mean(1) - longer[s].truth.mean(1) for s in seeds]
-        ),
+        "4.3i": over_seeds([-gain for gain in gained("512 prompts")]),
         "4.4d": more("γ = 1.0", "PPO"),
         "4.4e": over_seeds(exam),
     }
     if course.truth_known:  # else nobody knows the gains along a training
-        names = [f"{n} prompts" for n in (64, 512, 4096)]
         same = {"4.1h": ["λ = 0.95", "PPO"], "4.2e": ["no penalty", "PPO"]}
-        same |= {"4.3j": names, "4.3k": names[1:]}
+        same |= {"4.3j": amounts, "4.3k": amounts[1:]}
         found |= {claim: same_distance(course, runs, seeds) for claim, runs in same.items()}
     if "biased labellers" in after:
         found["4.6b"] = over_seeds(gained("biased labellers", "false"))
