@@ -115,6 +115,7 @@ def data_folder(name: str, progress: bool = False) -> Path:
     """
     if Path(name).is_absolute():
         return Path(name)
+    name = name.replace("-", "_")  # as some sets are spelt elsewhere
     check_choice("The data set", name, tuple(SETS))
     entry = downloads_dir() / name
     with locked(entry):

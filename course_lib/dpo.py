@@ -40,6 +40,7 @@ from course_lib.loop import (
     endless,
     evaluating,
     forward_tokens,
+    steps_of,
     to_device,
     training,
 )
@@ -126,7 +127,8 @@ def check_pairs(rows: Sequence[Pair], max_length: int = 512) -> tuple[list[Pair]
 
 
 def collate_pairs(rows: Sequence[Pair]) -> dict[str, torch.Tensor]:
-    """Rendered pairs to tensors: (2B, T) ids and masks, all chosen first, and the rows' numbers."""
+    """Rendered pairs to tensors: (2B, T) ids and masks, all chosen first; "preference" (B,), 1 by
+    default; and the reference's log-probabilities (B,) where all rows have them."""
     batch = collate(
         [
             {
@@ -138,8 +140,10 @@ def collate_pairs(rows: Sequence[Pair]) -> dict[str, torch.Tensor]:
         ],
         0,
     )
-    for key in ("ref_chosen_logps", "ref_rejected_logps", "preference"):
-        batch[key] = torch.tensor([float(row.get(key, 1.0)) for row in rows])  # (B,)
+    batch["preference"] = torch.tensor([float(row.get("preference", 1.0)) for row in rows])
+    for key in ("ref_chosen_logps", "ref_rejected_logps"):
+        if all(key in row for row in rows):
+            batch[key] = torch.tensor([float(row[key]) for row in rows])
     return batch
 
 
@@ -155,7 +159,13 @@ def pair_logps(
 def dpo_step(
     policy: torch.nn.Module, batch: dict[str, torch.Tensor], beta: float
 ) -> tuple[torch.Tensor, Metrics]:
-    """The loss of one batch of `collate_pairs`, whose rows have the reference's numbers."""
+    """The loss of one batch of `collate_pairs`, whose rows have the reference's numbers.
+
+    Raises:
+        CourseError: they do not, and the loss would silently be one without a reference.
+    """
+    if "ref_chosen_logps" not in batch:
+        raise _no_reference(len(batch["preference"]))
     reference = batch["ref_chosen_logps"], batch["ref_rejected_logps"]
     return dpo_loss(*pair_logps(policy, batch), *reference, beta, 1 - batch["preference"])
 
@@ -184,10 +194,7 @@ def evaluate_dpo(
         "correct" (0, 0.5 or 1): how the policy does as a reward model.
     """
     if not rows or any("ref_chosen_logps" not in row for row in rows):
-        raise CourseError(
-            f"{len(rows)} pairs were given, not all with ref_chosen_logps; expected one or more "
-            "that have it; call add_reference_logps(reference, rows) first."
-        )
+        raise _no_reference(len(rows))
     logps = [torch.from_numpy(values) for values in _all_logps(policy, rows, dtype)]
     reference = [
         torch.tensor([row[f"ref_{side}_logps"] for row in rows], dtype=torch.double)
@@ -225,7 +232,7 @@ def train_dpo(
     if any("ref_chosen_logps" not in row for row in rows):
         rows = add_reference_logps(policy, rows, config.dtype)
     step_rows = config.batch_size * config.gradient_accumulation_steps
-    num_steps = config.num_steps or max(1, round(config.num_epochs * len(rows) / step_rows))
+    num_steps = steps_of(config, len(rows))
     update = Update(policy.parameters(), num_steps, config)
     history, start = History(), time.perf_counter()
     order = endless(len(rows), random.Random(config.seed))
@@ -245,6 +252,13 @@ def train_dpo(
             if progress:
                 progress(history[-1])
     return history
+
+
+def _no_reference(num_pairs: int) -> CourseError:
+    return CourseError(
+        f"{num_pairs} pairs were given, not all with ref_chosen_logps; expected one or more that "
+        "have it; call add_reference_logps(reference, rows) first."
+    )
 
 
 def _all_logps(model, rows: Sequence[Pair], dtype: str) -> tuple[np.ndarray, np.ndarray]:

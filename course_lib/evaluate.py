@@ -1,4 +1,4 @@
-"""Measuring what a model can do: multiple choice, word problems, the judge, win rates.
+"""Measuring what a model can do: multiple choice and word problems.
 
 Functions return one number per item where an interval is wanted, so that `stats` can draw it.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,27 +33,9 @@ class MCResult:
         return float(self.correct.mean())
 
     @property
-    def letters(self) -> list[str]:
-        """The predicted letters."""
-        return [LETTERS[i] for i in self.predicted]
-
-    @property
     def letter_shares(self) -> np.ndarray:
         """How often each letter is predicted, (K,): even for a model without letter bias."""
         return np.bincount(self.predicted, minlength=4) / len(self.predicted)
-
-    @property
-    def prior(self) -> np.ndarray:
-        """The letters' mean probability over the items, (K,): what is believed before reading."""
-        return self.probs.mean(0)
-
-    @property
-    def prior_corrected(self) -> np.ndarray:
-        """(n,) bool: correct when each letter is judged against its own mean probability.
-
-        Source: batch calibration, Zhou et al. 2023, arXiv:2309.17249.
-        """
-        return (self.probs / self.prior).argmax(-1) == self.answers
 
 
 def _mc_prompt(tokenizer, item: dict, shots: list[dict], longest: int) -> list[int]:
@@ -177,58 +158,6 @@ def _mc_result(items: Sequence[dict], probs: np.ndarray) -> MCResult:
     predicted = probs.argmax(-1)
     answers = np.array([item["answer"] for item in items])
     return MCResult(predicted == answers, predicted, probs, answers)
-
-
-def exact_match(completions: Sequence[str], references: Sequence[Any]) -> np.ndarray:
-    """(n,) bool: equal as text, up to case, spaces around it and a full stop at its end."""
-
-    def clean(text: Any) -> str:
-        return str(text).strip().rstrip(".").casefold()
-
-    pairs = zip(completions, references, strict=True)
-    return np.array([clean(text) == clean(reference) for text, reference in pairs])
-
-
-@dataclass
-class Judged:
-    """An answer to a row of instructions, and what the judge says of it."""
-
-    row: dict
-    answer: str
-    score: float  # about 0 to 10
-    parts: dict[str, float]
-    is_answer: bool
-    is_refusal: bool
-
-
-def judge_answers(
-    model: torch.nn.Module, tokenizer, rows: Sequence[dict], *, chat: bool = True, **sampling
-) -> list[Judged]:
-    """Let the model answer the rows' prompts (raw text with `chat=False`) and judge each answer."""
-    from course_lib.world.judge import judge
-
-    answer = ask if chat else complete
-    answers = answer(model, tokenizer, [row["prompt"] for row in rows], **sampling)
-    copies = len(answers) // max(1, len(rows))
-    out = []
-    for i, text in enumerate(answers):
-        row = rows[i // copies]
-        verdict = judge(row, text)
-        out.append(
-            Judged(row, text, verdict.score, verdict.parts, verdict.is_answer, verdict.is_refusal)
-        )
-    return out
-
-
-def wins(scores_a: Sequence[float], scores_b: Sequence[float]) -> np.ndarray:
-    """(n,) 1 where a scores higher than b on the same prompt, 0 where lower, 0.5 for a tie."""
-    difference = np.asarray(scores_a, dtype=float) - np.asarray(scores_b, dtype=float)
-    return (np.sign(difference) + 1) / 2
-
-
-def win_rate(scores_a: Sequence[float], scores_b: Sequence[float]) -> float:
-    """Share of prompts on which a beats b, ties counting half."""
-    return float(wins(scores_a, scores_b).mean())
 
 
 def solve_problems(

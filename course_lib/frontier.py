@@ -20,14 +20,14 @@ import torch
 from course_lib import CourseError, chat, dpo, marks, policies, reward, testbench
 from course_lib.cache import MANIFEST
 from course_lib.dpo import DPOConfig
-from course_lib.logprobs import sequence_logps, shift_mask, token_logprobs
-from course_lib.loop import endless, evaluating, forward_tokens, to_device
+from course_lib.loop import endless
 from course_lib.losses import dpo_loss
 from course_lib.models import num_parameters
 from course_lib.ppo import PPOConfig
-from course_lib.preferences import SAMPLING
+from course_lib.preferences import SAMPLING, prompts_that_fit
 from course_lib.results import committed
 from course_lib.reward import Comparison
+from course_lib.sft import completion_losses
 from course_lib.stages import load, training_history
 from course_lib.stats import t_interval
 from course_lib.testbench import Bench, Point, Written
@@ -277,7 +277,7 @@ def operations(
     history = training_history(ppo_folder)
     sampling = policies.sampling_config(tokenizer)
     config = policies.ppo_config(course, course.model("base"), **ppo_changes)
-    rows = policies.prompts_that_fit(
+    rows = prompts_that_fit(
         course, bench.reference, tokenizer, "train", policies.PPO_PROMPTS, bench.seed
     )
     prompt = np.mean([len(chat.render_prompt(tokenizer, row["prompt"])) for row in rows])
@@ -319,14 +319,7 @@ def answer_logps(
         masks = ([int(i in counts) for i in range(len(ids))] for ids in row["completions"])
         pairs = zip(row["completions"], masks, strict=True)
         answers += [{"input_ids": ids, "completion_mask": mask} for ids, mask in pairs]
-    logps = np.zeros(len(answers))
-    with evaluating(model):
-        for group in chat.batches(answers, tokens_per_batch=forward_tokens(model)):
-            batch = to_device(chat.collate([answers[i] for i in group], 0), model)
-            ids, mask = batch["input_ids"], batch["completion_mask"]
-            found = sequence_logps(token_logprobs(model, ids, mask=mask), shift_mask(mask))
-            logps[group] = found.double().cpu().numpy()
-    return logps
+    return -completion_losses(model, answers, max_length=10**9)[0]
 
 
 def implicit_marks(
@@ -357,18 +350,6 @@ def reward_marks(bench: Bench, rows: Sequence[Comparison]) -> marks.Marks:
 # ---- how much it depends on the learning rate and the seed -------------------------------------
 
 
-def note_gain(bench: Bench, method: str, factor: float, written: Written | None) -> float:
-    """Points gained over the reference, recorded.
-
-    A training that stopped itself (None), or went so far that PPO would have, gains nothing: one
-    keeps the reference.
-    """
-    lost = written is None or written.kl.mean() > PPOConfig.max_kl
-    gain = 0.0 if lost else float(written.truth.mean() - bench.before.truth.mean())
-    bench.course.results.add("5.3", method, factor, bench.seed, "gain", gain)
-    return gain
-
-
 def tuned(bench: Bench, method: str, n: int, factor: float, **changes: Any) -> Written | None:
     """What "DPO" or "PPO" writes after training at `factor` times its usual learning rate.
 
@@ -396,15 +377,19 @@ def gains_by_rate(
     """Points gained by (method, factor on its learning rate, seed), recorded.
 
     `runs` are those at the usual rate, factor 1, by method and seed; the others are trained with
-    the same `settings` of each method.
+    the same `settings` of each method. A training that stopped itself, or went so far that PPO
+    would have, gains nothing: one keeps the reference.
     """
     gains = {}
     for method, by_seed in runs.items():
-        for seed, written in by_seed.items():
-            gains[method, 1.0, seed] = note_gain(benches[seed], method, 1.0, written)
-            for factor in factors:
-                other = tuned(benches[seed], method, n, factor, **settings[method])
-                gains[method, factor, seed] = note_gain(benches[seed], method, factor, other)
+        for (seed, usual), factor in itertools.product(by_seed.items(), (1.0, *factors)):
+            bench, written = benches[seed], usual
+            if factor != 1:
+                written = tuned(bench, method, n, factor, **settings[method])
+            lost = written is None or written.kl.mean() > PPOConfig.max_kl
+            gain = 0.0 if lost else float(written.truth.mean() - bench.before.truth.mean())
+            bench.course.results.add("5.3", method, factor, seed, "gain", gain)
+            gains[method, factor, seed] = gain
     return gains
 
 

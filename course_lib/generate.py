@@ -1,7 +1,8 @@
 """Batched sampling with a preallocated key-value cache.
 
-What `transformers.generate` also has, and what is left out here: beams, penalties, streaming,
-assisted decoding, sliding-window attention, other architectures than Llama's and its near kin.
+What `transformers.generate` also has, and what is left out here: top-k and top-p, beams, penalties,
+streaming, assisted decoding, sliding-window attention, other architectures than Llama's and its
+near kin.
 
 What is done for speed:
 1. memory for the cache is taken once, and written in place;
@@ -15,6 +16,7 @@ What is done for speed:
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,9 +26,8 @@ import torch.nn.functional as F
 from transformers.cache_utils import Cache, DynamicLayer
 
 from course_lib import CourseError
-from course_lib.logprobs import backbone_and_head
+from course_lib.logprobs import backbone_and_head, check_architecture
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")  # SmolLM2 is a Llama
 CPU_CACHE_BYTES = 2**27  # of keys and values at once; smaller parts starve two cores
 JOINED_NUMEL = 2**19  # of larger matrices a copy costs more memory than it saves time
 
@@ -37,7 +38,7 @@ class Generation:
 
     completion_ids: torch.Tensor  # (N, C), padded on the right
     completion_mask: torch.Tensor  # (N, C) bool, true up to the first EOS, which is included
-    logprobs: torch.Tensor  # (N, C) in nats at the sampling temperature (before top_p), 0 on pads
+    logprobs: torch.Tensor  # (N, C) in nats at the sampling temperature, 0 on pads
 
     @property
     def lists(self) -> list[list[int]]:
@@ -48,29 +49,23 @@ class Generation:
 
 
 def sample(
-    logits: torch.Tensor, uniform: torch.Tensor, temperature: float = 1.0, top_p: float = 1.0
+    logits: torch.Tensor, uniform: torch.Tensor, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw a token per row: (B, V) logits and (B,) uniforms in [0, 1) to ids (B,), logprobs (B,).
 
     The id is where the cumulative distribution first exceeds the uniform. `temperature` 0 takes the
-    likeliest token (log-probability at temperature 1). `top_p` < 1 keeps the fewest tokens that
-    hold that much probability; the log-probability stays that of the whole distribution.
+    likeliest token (log-probability at temperature 1).
     """
     if temperature == 0:
         ids = logits.argmax(-1)
         return ids, logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
     logits = logits.float()
     probs = (logits if temperature == 1 else logits / temperature).softmax(-1)  # (B, V)
-    drawn, order = probs, None
-    if top_p < 1:
-        drawn, order = probs.sort(-1, descending=True)
-        drawn = drawn.where(drawn.cumsum(-1) - drawn < top_p, 0)
-    cdf = drawn.cumsum(-1)
+    cdf = probs.cumsum(-1)
     total = cdf[:, -1]
     # Rounding may make uniform * total reach the total, beyond which there is no token.
     height = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     ids = torch.searchsorted(cdf, height[:, None], right=True)
-    ids = ids if order is None else order.gather(-1, ids)
     return ids[:, 0], probs.gather(-1, ids)[:, 0].log()
 
 
@@ -83,7 +78,6 @@ def generate(
     eos_ids: int | list[int],
     pad_id: int,
     temperature: float = 1.0,
-    top_p: float = 1.0,
     num_generations: int = 1,
     seed: int | None = None,
     batch_size: int = 256,
@@ -97,7 +91,6 @@ def generate(
         eos_ids: ids that end a completion; the first one drawn is part of it.
         pad_id: id that fills the rest of `completion_ids`; no mask is made from it.
         temperature: logits are divided by it; 0 is greedy.
-        top_p: probability mass to draw from; 1 is all.
         seed: of the draws; None takes a new one. What a row draws depends on its place in the
             list, and not on `batch_size` or on the other rows.
         batch_size: rows in one batch, at most.
@@ -105,7 +98,7 @@ def generate(
     Raises:
         CourseError: an empty prompt, one that fills the model's context, or wrong sampling.
     """
-    _check(model, prompt_ids, max_new_tokens, temperature, top_p)
+    _check(model, prompt_ids, max_new_tokens, temperature)
     num_rows = len(prompt_ids) * num_generations
     generator = torch.Generator()
     if seed is None:
@@ -119,14 +112,19 @@ def generate(
         torch.zeros_like(uniform),
     )
     eos = torch.as_tensor(eos_ids, device=model.device)
-    draw = functools.partial(sample, temperature=temperature, top_p=top_p)
+    draw = functools.partial(sample, temperature=temperature)
     was_training = model.training
     model.eval()
     order = sorted(range(num_rows), key=lambda row: len(prompt_ids[row // num_generations]))
     prompts = [prompt_ids[row // num_generations] for row in order]
+    lengths = [len(prompt) for prompt in prompts]
+    spare = model.config.max_position_embeddings - max_new_tokens
     first = 0
     while first < num_rows:
-        last = first + _rows_at_once(model, len(prompts[first]) + max_new_tokens, batch_size)
+        last = first + _rows_at_once(model, lengths[first] + max_new_tokens, batch_size)
+        # A batch goes on for as long as its longest prompt has room: those that the end of the
+        # context will cut share one with their equals only.
+        last = min(last, bisect.bisect_right(lengths, max(spare, lengths[first])))
         decoder = _Decoder(model, prompts[first:last], max_new_tokens)
         rows = torch.tensor(order[first:last], device=model.device)
         _complete(decoder, rows, uniform, draw, eos, out)
@@ -293,24 +291,17 @@ def _rows_at_once(model: torch.nn.Module, length: int, batch_size: int) -> int:
     return max(1, min(batch_size, max(CPU_CACHE_BYTES, 4 * weights) // row))
 
 
-def _check(model, prompt_ids, max_new_tokens, temperature, top_p) -> None:
-    config = model.config
-    slides = "sliding_attention" in (getattr(config, "layer_types", None) or [])
-    if config.model_type not in ARCHITECTURES or slides:
-        raise CourseError(
-            f"The model {config.name_or_path!r} is of type {config.model_type!r}"
-            f"{' with sliding-window attention' if slides else ''}; expected one of "
-            f"{', '.join(ARCHITECTURES)} with full attention, such as SmolLM2 or Qwen3."
-        )
-    context = config.max_position_embeddings
+def _check(model, prompt_ids, max_new_tokens, temperature) -> None:
+    check_architecture(model.config)
+    context = model.config.max_position_embeddings
     for length in {len(prompt) for prompt in prompt_ids}:
         if not 0 < length < context:
             raise CourseError(
                 f"A prompt has {length} tokens; expected 1 to {context - 1}, as the model's "
                 f"context is {context}; give it a shorter or a non-empty one."
             )
-    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+    if max_new_tokens < 1 or temperature < 0:
         raise CourseError(
-            f"Sampling was asked with max_new_tokens={max_new_tokens}, temperature={temperature}, "
-            f"top_p={top_p}; expected at least 1, at least 0, and above 0 up to 1."
+            f"Sampling was asked with max_new_tokens={max_new_tokens}, temperature={temperature}; "
+            "expected at least 1, and at least 0."
         )

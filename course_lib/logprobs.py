@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens under a model. The only place in the library that shifts by one.
+"""Log-probabilities of tokens under a model. The only place where a loop's ids shift by one.
 
 The output at position t predicts the token at t + 1. So all functions here take ids and masks of
 length T and return T - 1 columns: column t belongs to the token `input_ids[:, t + 1]`.
@@ -6,10 +6,15 @@ length T and return T - 1 columns: column t belongs to the token `input_ids[:, t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from course_lib import CourseError
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")  # SmolLM2 is a Llama
 # Numbers in one block of logits (1 GB in fp32); beyond it, blocks are recomputed.
 MAX_LOGITS = 2**28
 
@@ -39,6 +44,17 @@ def hidden_states(
     return backbone(input_ids=input_ids, use_cache=False, **left).last_hidden_state
 
 
+def check_architecture(config: Any) -> None:
+    """Raise a CourseError for models whose layers `generate` and `last_states` do not write out."""
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or [])
+    if config.model_type not in ARCHITECTURES or slides:
+        raise CourseError(
+            f"The model {config.name_or_path!r} is of type {config.model_type!r}"
+            f"{' with sliding-window attention' if slides else ''}; expected one of "
+            f"{', '.join(ARCHITECTURES)} with full attention, such as SmolLM2 or Qwen3."
+        )
+
+
 def last_states(
     model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor
 ) -> torch.Tensor:
@@ -46,8 +62,16 @@ def last_states(
 
     Nothing reads what the last layer makes of the other tokens, so of these it computes keys and
     values only: an eighth less work in a model of seven layers, a fifth less in one of four.
+
+    Raises:
+        CourseError: with attention "eager", which does not mask the future by itself.
     """
     backbone, _ = backbone_and_head(model)
+    if backbone.config._attn_implementation == "eager":
+        raise CourseError(
+            f"The model {backbone.config.name_or_path!r} has attention 'eager', which sees the "
+            "future here; expected 'sdpa'; load it with attn_implementation=\"sdpa\"."
+        )
     last = attention_mask.sum(-1) - 1
     rows = torch.arange(len(last), device=last.device)
     hidden = backbone.embed_tokens(input_ids)
@@ -150,10 +174,4 @@ def _head_logprobs(
 
 def sequence_logps(logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Log-probability of each sequence: the *sum* over its masked tokens, (B, T - 1) to (B,)."""
-    return (logprobs * mask).sum(-1)
-
-
-def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats of the next token: (..., V) logits to (...)."""
-    logprobs = logits.float().log_softmax(-1)
-    return -(logprobs.exp() * logprobs).sum(-1)
+    return logprobs.where(mask.bool(), 0).sum(-1)  # not a product: 0 * inf is not 0

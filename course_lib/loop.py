@@ -9,6 +9,7 @@ import contextlib
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -24,6 +25,12 @@ def endless(n: int, rng: random.Random) -> Iterator[int]:
         order = list(range(n))
         rng.shuffle(order)
         yield from order
+
+
+def steps_of(config: Any, num_rows: int) -> int:
+    """Optimiser steps of a training on `num_rows` rows: config.num_steps, or else its epochs."""
+    each = config.batch_size * config.gradient_accumulation_steps
+    return config.num_steps or max(1, round(config.num_epochs * num_rows / each))
 
 
 def schedule(step: int, num_steps: int, warmup: float = 0.0, shape: str = "cosine") -> float:

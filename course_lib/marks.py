@@ -7,31 +7,25 @@ it learned is this time's coin flips.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from course_lib import chat, logprobs, loop, losses, reward
-from course_lib.cache import stage, write_text
-from course_lib.models import save_model
+from course_lib import reward
 from course_lib.preferences import (
     PANELS,
-    TEMPERATURE,
-    load_policy,
     pair_probabilities,
     policy_of,
     rendered,
     reward_config,
+    trained,
 )
 from course_lib.reward import Comparison, pairs_of
-from course_lib.stages import HISTORY, training_history
+from course_lib.stages import training_history
 from course_lib.stats import Interval, smallest_step
 from course_lib.world import instructions, judge, labellers
 
@@ -106,9 +100,14 @@ def record(course: Course, marks: Marks, place: Place) -> Marks:
     return marks
 
 
+def num_words(text: str) -> int:
+    """How long an answer looks to a reader: its words."""
+    return len(text.split())
+
+
 def longer_is_better(course: Course, rows: Sequence[Comparison], seed: int) -> Marks:
     """The marks of the rule that prefers the answer of more words, recorded."""
-    marks = mark_by(rows, lambda text: len(text.split()))
+    marks = mark_by(rows, num_words)
     return record(course, marks, ("3.1", "longer is better", 0, seed))
 
 
@@ -159,7 +158,7 @@ def record_parts(course: Course, model: Any, rows: Sequence[Comparison], seed: i
 
     answers = [(row, text) for row in rows for text in row["texts"]]
     parts = pd.DataFrame([judge.judge(*answer).parts for answer in answers]).fillna(0)
-    parts["words"] = [len(text.split()) for _, text in answers]
+    parts["words"] = [num_words(text) for _, text in answers]
     scores = {"truth": parts.drop(columns="words").sum(axis=1)}
     scores["reward model"] = reward.score_ids(
         model, [ids for r in rows for ids in r["completions"]]
@@ -209,21 +208,11 @@ def trial(
     """
     config = reward_config(course, start, seed=place[-1], **changes)
 
-    def make(folder: Path) -> None:
-        policy, tokenizer = load_policy(course, start)
+    def train(policy: Any, _: Any) -> tuple[Any, list[dict]]:
         model = reward.make_reward_model(policy, place[-1])
-        history = reward.train_reward(model, rows, config)
-        save_model(model, tokenizer, folder)
-        write_text(folder / HISTORY, json.dumps(history))
+        return model, reward.train_reward(model, rows, config)
 
-    data = hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest()
-    key = {
-        "policy": Path(start).name,
-        "config": asdict(config),
-        "rows": data,
-        "folded": TEMPERATURE,
-    }
-    folder = str(stage("trial", key, make, code=[reward, chat, loop, losses, logprobs, trial]))
+    folder = trained("trial", course, start, config, list(rows), train, [reward, trial])
     model = reward.load_reward_model(folder, course.device)
     return model, record(course, mark(model, held_out), place), training_history(folder)
 

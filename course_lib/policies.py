@@ -7,30 +7,26 @@ noted beside the reward model's score; where nobody knows the truth a stand-in t
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from course_lib import chat, dpo, generate, logprobs, loop, losses, ppo, reward, sources
-from course_lib.cache import stage, write_text
+from course_lib import chat, dpo, generate, loop, ppo, reward, sft, sources
 from course_lib.dpo import DPOConfig, Pair
-from course_lib.models import frozen_copy, save_model
+from course_lib.models import frozen_copy
 from course_lib.ppo import PPOConfig, SamplingConfig, ValueHead
 from course_lib.preferences import (
     SAMPLING,
-    TEMPERATURE,
     comparisons,
-    load_policy,
     policy_of,
+    prompts_that_fit,
     reward_model,
+    trained,
 )
-from course_lib.stages import HISTORY, SMALL, fitting, parameters_of, sft_config
+from course_lib.stages import SMALL, parameters_of, sft_config
 from course_lib.world import judge
 
 if TYPE_CHECKING:
@@ -46,8 +42,9 @@ TRUTH_UNIT = 2.5  # points: about the spread of the true scores of the policy's 
 class Scorer:
     """The scores of PPO's completions: a reward model's, normalised, or the truth itself.
 
-    Called with prompts and completions as ids. A completion that was cut gets the end of its turn
-    before it is read: labellers and reward model know no other. What the judge says of the same
+    Called with prompts and completions as ids. A completion that was cut, or that ended as a
+    document does, is read with the end of its turn: labellers and reward model know no other. What
+    the judge says of the same
     completions is noted in `seen`, by iteration; PPO never gets to know it.
 
     Args:
@@ -68,8 +65,9 @@ class Scorer:
         if self.model is None:
             found["proxy"] = found["truth"] / TRUTH_UNIT
         else:
-            whole = [ids if ids[-1] in self.stops else [*ids, self.end] for ids in completions]
-            read = [prompt + ids for prompt, ids in zip(prompts, whole, strict=True)]
+            texts_of = (ids[:-1] if ids[-1] in self.stops else ids for ids in completions)
+            both = zip(prompts, texts_of, strict=True)
+            read = [[*prompt, *ids, self.end] for prompt, ids in both]
             found["proxy"] = reward.normalise(self.model, reward.score_ids(self.model, read))
         self.seen.append({name: np.round(found[name], 4).tolist() for name in WATCHED})
         return torch.tensor(found["proxy"])
@@ -86,16 +84,6 @@ def judged(course: Course, rows: Sequence[dict], texts: Sequence[str]) -> dict[s
         "truth": np.array([verdict.score for verdict in verdicts]),
         "false": np.array([verdict.parts.get("false", 0.0) / -2 for verdict in verdicts]),
     }
-
-
-def prompts_that_fit(
-    course: Course, model: Any, tokenizer: Any, split: str, n: int, seed: int = 0
-) -> list[dict]:
-    """Rows of at most `n` prompts of a split that leave room for an answer."""
-    n = sources.num_demonstrations(course, n, split)
-    rows = sources.prompt_rows(course, split, n, seed)
-    spare = SAMPLING["max_new_tokens"]
-    return fitting(model, rows, lambda row: chat.render_prompt(tokenizer, row["prompt"]), spare)
 
 
 # ---- PPO ---------------------------------------------------------------------------------------
@@ -142,8 +130,7 @@ def ppo_policy(
     config = ppo_config(course, base, **changes)
     judged_by = None if panel == "nobody" else reward_model(course, n, k, panel=panel, seed=seed)
 
-    def make(folder: Path) -> None:
-        policy, tokenizer = load_policy(course, start)
+    def train(policy: Any, tokenizer: Any) -> tuple[Any, list[dict]]:
         rows = prompts_that_fit(course, policy, tokenizer, "train", PPO_PROMPTS, seed)
         score = judged_by and reward.load_reward_model(judged_by, course.device)
         scorer = Scorer(course, score, tokenizer, rows)
@@ -158,15 +145,12 @@ def ppo_policy(
             documents=ptx_rows(course, tokenizer, seed) if config.ptx_coef else (),
             progress=progress(config.num_steps) if progress else None,
         )
-        save_model(policy, tokenizer, folder)
-        rows = [{**row, **seen} for row, seen in zip(history, scorer.seen, strict=True)]
-        write_text(folder / HISTORY, json.dumps(rows))
+        return policy, [{**row, **seen} for row, seen in zip(history, scorer.seen, strict=True)]
 
-    key = {"start": Path(start).name, "reward": Path(judged_by or "truth").name, "seed": seed}
-    key |= {"config": asdict(config), "folded": TEMPERATURE}
-    code = [ppo, generate, reward, chat, loop, losses, logprobs, judge, ppo_policy, Scorer]
-    code += [judged, prompts_that_fit, sampling_config, ptx_rows]
-    return str(stage("ppo", key, make, code=code))
+    data = [Path(judged_by or "truth").name, seed, SAMPLING, PPO_PROMPTS, PTX_TOKENS, TRUTH_UNIT]
+    code = [ppo, generate, reward, sft, judge, ppo_policy, Scorer, judged, prompts_that_fit]
+    code += [sampling_config, ptx_rows]
+    return trained("ppo", course, start, config, data, train, code)
 
 
 def ptx_rows(course: Course, tokenizer: Any, seed: int, n: int = 512) -> list[chat.Row]:
@@ -239,17 +223,11 @@ def dpo_policy(
     config = dpo_config(course, base, seed=seed, **changes)
     pairs = comparisons(course, "train", n, k, panel=panel, seed=seed)
 
-    def make(folder: Path) -> None:
-        policy, tokenizer = load_policy(course, start)
+    def train(policy: Any, tokenizer: Any) -> tuple[Any, list[dict]]:
         rows = preference_pairs(course, tokenizer, "train", n, k, panel=panel, seed=seed)
         good, _ = dpo.check_pairs(rows, config.max_length)
-        steps = config.num_steps or max(1, round(config.num_epochs * len(good) / config.batch_size))
-        history = dpo.train_dpo(policy, good, config, progress(steps) if progress else None)
-        save_model(policy, tokenizer, folder)
-        write_text(folder / HISTORY, json.dumps(history))
+        bar = progress(loop.steps_of(config, len(good))) if progress else None
+        return policy, dpo.train_dpo(policy, rows, config, bar)
 
-    data = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
-    key = {"start": Path(start).name, "config": asdict(config), "pairs": data}
-    key |= {"folded": TEMPERATURE}
-    code = [dpo, chat, loop, losses, logprobs, dpo_policy, preference_pairs]
-    return str(stage("dpo", key, make, code=code))
+    code = [dpo, dpo_policy, preference_pairs]
+    return trained("dpo", course, start, config, [pairs, SAMPLING], train, code)

@@ -62,7 +62,6 @@ class SamplingConfig:
     num_prompts: int = 64  # per iteration
     num_generations: int = 2  # completions per prompt
     max_new_tokens: int = 96  # tokens of a completion, at most
-    missing_eos_penalty: float = 0.0  # taken off the score of a completion that was cut
     seed: int = 0  # of the prompts' order, the draws and the minibatches
 
 
@@ -93,7 +92,6 @@ class Rollout:
     rows: list[Row]  # prompt and completion, for the forward passes
     mask: torch.Tensor  # (N, C) bool, true up to the first EOS, which is included
     scores: torch.Tensor  # (N,), raw
-    penalties: torch.Tensor  # (N,), taken off the scores
     missing_eos: torch.Tensor  # (N,) bool, true where the completion was cut
     logprobs: torch.Tensor  # (N, C) of the policy that wrote them, by the training forward
     ref_logprobs: torch.Tensor  # (N, C)
@@ -107,24 +105,20 @@ class Rollout:
 class ValueHead(torch.nn.Module):
     """The expected reward from a state on: a linear layer, zero at first, on hidden states.
 
-    Without `backbone` it reads the policy's own states, detached: one forward pass serves both, and
-    no error of the values can move the policy. With one (a copy of the policy's, or of a reward
-    model's) it learns its own features, for twice the memory and compute.
+    It reads the policy's own states, detached: one forward pass serves both, and no error of the
+    values can move the policy. A value model of its own would learn better features, for twice the
+    memory and compute.
     """
 
-    def __init__(self, hidden_size: int, backbone: torch.nn.Module | None = None):
+    def __init__(self, hidden_size: int):
         super().__init__()
-        self.backbone = backbone
         self.linear = torch.nn.Linear(hidden_size, 1)
         torch.nn.init.zeros_(self.linear.weight)
         torch.nn.init.zeros_(self.linear.bias)
 
-    def forward(self, states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-        """The policy's states (B, T - 1, H) of `input_ids` (B, T) to values (B, T - 1), in fp32."""
-        own = states.detach()
-        if self.backbone is not None:
-            own = next_token_states(self.backbone, input_ids)
-        return self.linear(own.to(self.linear.weight.dtype))[..., 0].float()
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """The policy's states (B, T - 1, H) to values (B, T - 1), in fp32."""
+        return self.linear(states.detach().to(self.linear.weight.dtype))[..., 0].float()
 
 
 def forward(
@@ -135,7 +129,7 @@ def forward(
     input_ids, completion_mask = batch["input_ids"], batch["completion_mask"]
     states = next_token_states(policy, input_ids)  # (B, T - 1, H)
     logprobs = state_logprobs(policy, states, input_ids, completion_mask)
-    values = torch.zeros_like(logprobs) if value is None else value(states, input_ids)
+    values = torch.zeros_like(logprobs) if value is None else value(states)
     wanted = shift_mask(completion_mask)  # the same tokens in the same order as in `mask`
     columns = (x.new_zeros(mask.shape).masked_scatter(mask, x[wanted]) for x in (logprobs, values))
     return tuple(columns)
@@ -191,16 +185,14 @@ def collect_rollout(
         "seconds/sampling": sampled - start,
         "seconds/scoring": time.perf_counter() - sampled,
     }
-    penalties = sampling.missing_eos_penalty * missing_eos
-    return Rollout(
-        rows, mask, scores, penalties, missing_eos, logprobs, ref_logprobs, values, metrics
-    )
+    return Rollout(rows, mask, scores, missing_eos, logprobs, ref_logprobs, values, metrics)
 
 
 def compute_advantages(rollout: Rollout, config: PPOConfig, beta: float) -> None:
     """Fill in rewards, advantages and returns."""
-    scores, mask = rollout.scores - rollout.penalties, rollout.mask
-    rollout.rewards = token_rewards(scores, rollout.logprobs, rollout.ref_logprobs, mask, beta)
+    mask = rollout.mask
+    logprobs, ref_logprobs = rollout.logprobs, rollout.ref_logprobs
+    rollout.rewards = token_rewards(rollout.scores, logprobs, ref_logprobs, mask, beta)
     advantages, rollout.returns = gae(rollout.rewards, rollout.values, mask, lam=config.lam)
     rollout.advantages = whiten(advantages, mask) if config.whiten_advantages else advantages
 
@@ -208,7 +200,7 @@ def compute_advantages(rollout: Rollout, config: PPOConfig, beta: float) -> None
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     """What the iteration wrote; `kl` is KL(policy ‖ reference) in nats per completion.
 
-    scores/mean, scores/std (raw), rewards (per completion, after penalty and KL), kl and kl_k3 (two
+    scores/mean, scores/std (raw), rewards (per completion, after the KL penalty), kl and kl_k3 (two
     estimates of the same), entropy (nats per token: the mean of -log π over π's own samples is an
     unbiased estimate), explained_variance (of the returns, by the values), completion_length,
     missing_eos (share), num_tokens (sampled), and `rollout.metrics`.
@@ -350,7 +342,8 @@ def train_ppo(
 
     Raises:
         CourseError: a score, loss or gradient is not finite, or KL is beyond `max_kl`; the weights
-            are then the last ones whose completions were fine.
+            are then the last ones whose completions were fine. (Nothing is written after the last
+            update, so only its numbers are looked at, and not its KL.)
     """
     if not prompts or (config.ptx_coef and not documents):
         raise CourseError(

@@ -4,7 +4,7 @@ In the pocket world the policy answers each prompt K times, and a panel of `worl
 the K answers. The policy is the course's instruct model with the temperature of notebook 02 folded
 in (`load_policy`): reward models, PPO and DPO all start from it. The answers are a stage: sampled
 once, found again by every notebook that asks for them. With real data people compared two answers
-(`sources.preference_rows`).
+(`sources.preference_rows`). Whatever is trained from the policy is a stage, too (`trained`).
 
 A row is a `reward.Comparison`: "prompt", "completions" (K texts) and "ranks" (1 the best). In the
 pocket world it also has the prompt's own columns, "scores" (K, the judge's) and "utilities" (K):
@@ -27,7 +27,7 @@ from scipy.special import entr, expit
 
 from course_lib import chat, generate, logprobs, loop, losses, reward, sources
 from course_lib.cache import stage, write_text
-from course_lib.models import fold_temperature
+from course_lib.models import fold_temperature, save_model
 from course_lib.reward import (
     Comparison,
     RewardConfig,
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 PANELS = {panel.name: panel for panel in (labellers.UNBIASED, labellers.BIASED)}
 TEMPERATURE = 0.7  # folded into the policy, from which everything else then samples at 1
 SAMPLING = {"temperature": 1.0, "max_new_tokens": 110}  # of the answers that are ranked
+NUM_SCALE = 32  # prompts whose answers set the scale of scores where people ranked those of others
 
 
 def comparisons(
@@ -93,6 +94,27 @@ def load_policy(course: Course, folder: str) -> tuple[Any, Any]:
     return fold_temperature(model, TEMPERATURE), tokenizer
 
 
+def prompts_that_fit(
+    course: Course, model: Any, tokenizer: Any, split: str, n: int, seed: int = 0
+) -> list[dict]:
+    """Rows of at most `n` prompts of a split that leave room for an answer."""
+    n = sources.num_demonstrations(course, n, split)
+    rows = sources.prompt_rows(course, split, n, seed)
+    spare = SAMPLING["max_new_tokens"]
+    return fitting(model, rows, lambda row: chat.render_prompt(tokenizer, row["prompt"]), spare)
+
+
+def answered(
+    course: Course, policy: Any, tokenizer: Any, split: str, n: int, k: int, seed: int
+) -> list[dict]:
+    """`prompts_that_fit`, each with K "completions" of the policy, as texts."""
+    rows = prompts_that_fit(course, policy, tokenizer, split, n, seed)
+    many = {"batch_size": course.profile.batch["generate"], "num_generations": k, "seed": seed}
+    asked = [row["prompt"] for row in rows]
+    texts = chat.ask(policy, tokenizer, asked, **many, **SAMPLING)
+    return [row | {"completions": texts[k * i : k * (i + 1)]} for i, row in enumerate(rows)]
+
+
 def sampled_answers(course: Course, split: str, n: int, k: int, seed: int) -> Path:
     """The stage with K answers of the instruct model to each of `n` prompts, and their scores."""
     policy = policy_of(course, course.model("base"), seed)
@@ -100,22 +122,12 @@ def sampled_answers(course: Course, split: str, n: int, k: int, seed: int) -> Pa
     config |= {"folded": TEMPERATURE, **SAMPLING}
 
     def make(folder: Path) -> None:
-        model, tokenizer = load_policy(course, policy)
-        rows = fitting(
-            model,
-            sources.prompt_rows(course, split, n, seed),
-            lambda row: chat.render_prompt(tokenizer, row["prompt"]),
-            spare=SAMPLING["max_new_tokens"],
-        )
-        batch = {"batch_size": course.profile.batch["generate"]}
-        many = {"num_generations": k, "seed": seed, **batch, **SAMPLING}
-        texts = chat.ask(model, tokenizer, [row["prompt"] for row in rows], **many)
-        for i, row in enumerate(rows):
-            row["completions"] = texts[k * i : k * (i + 1)]
+        rows = answered(course, *load_policy(course, policy), split, n, k, seed)
+        for row in rows:
             row["scores"] = judge.score([row] * k, row["completions"]).tolist()
         write_text(folder / "answers.json", json.dumps(rows))
 
-    code = [generate, chat, instructions, judge, sampled_answers]
+    code = [generate, chat, instructions, judge, sampled_answers, answered, prompts_that_fit]
     return stage("answers", config, make, code=code)
 
 
@@ -180,28 +192,54 @@ def reward_model(
 ) -> str:
     """The folder of a reward model on `n` prompts x `k` answers: a stage, as `instruct_model`.
 
-    It starts from the instruct model. Its scores are normalised on the answers that it was trained
-    on: the policy's own have mean 0 and spread 1 (`reward.set_normalisation`).
+    It starts from the instruct model. Its scores are normalised: the policy's own answers, those
+    that were ranked or, with real data, some to the same kind of prompts, have mean 0 and spread 1
+    (`reward.set_normalisation`).
     """
     policy = policy_of(course, course.model("base"), seed)
     config = reward_config(course, policy, seed=seed, **changes)
     rows = comparisons(course, "train", n, k, panel=panel, seed=seed)
 
-    def make(folder: Path) -> None:
-        from course_lib.models import save_model
-
-        model, tokenizer = load_policy(course, policy)
+    def train(start: Any, tokenizer: Any) -> tuple[Any, list[dict]]:
         rendered = render_comparisons(tokenizer, rows, course.context)
-        model = make_reward_model(model, seed)
-        steps = max(1, round(config.num_epochs * len(rendered) / config.batch_size))
+        model = make_reward_model(start, seed)
+        steps = loop.steps_of(config, sum(bool(row["pairs"]) for row in rendered))
         history = train_reward(model, rendered, config, progress(steps) if progress else None)
+        if course.profile.data["preferences"] != "world":  # people ranked the answers of others
+            own = answered(course, start, tokenizer, "train", NUM_SCALE, k, seed)
+            nobody = [row | {"pairs": []} for row in own]
+            rendered = render_comparisons(tokenizer, nobody, course.context)
         ids = [answer for row in rendered for answer in row["completions"]]
         reward.set_normalisation(model, reward.score_ids(model, ids))
+        return model, history
+
+    code = [reward, generate, reward_model, answered, prompts_that_fit]
+    return trained("reward", course, policy, config, [rows, SAMPLING], train, code)
+
+
+def trained(
+    name: str,
+    course: Course,
+    start: str,
+    config: Any,
+    data: Any,
+    train: Callable[[Any, Any], tuple[Any, list[dict]]],
+    code: Iterable[Any],
+) -> str:
+    """The folder of the model that `train(policy, tokenizer)` makes, with its history: a stage.
+
+    The policy is that of `load_policy(course, start)`. The key has the settings `config` (a
+    dataclass), all `data` (JSON values) that the training reads, and the `code` that it runs.
+    """
+
+    def make(folder: Path) -> None:
+        policy, tokenizer = load_policy(course, start)
+        model, history = train(policy, tokenizer)
         save_model(model, tokenizer, folder)
         write_text(folder / HISTORY, json.dumps(history))
 
-    data = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    key = {"policy": Path(policy).name, "config": asdict(config), "rows": data}
+    read = hashlib.sha256(json.dumps(data, default=str).encode()).hexdigest()
+    key = {"start": Path(start).name, "config": asdict(config), "data": read}
     key |= {"folded": TEMPERATURE}
-    code = [reward, chat, loop, losses, logprobs, reward_model, render_comparisons]
-    return str(stage("reward", key, make, code=code))
+    code = [chat, loop, losses, logprobs, trained, *code]
+    return str(stage(name, key, make, code=code))

@@ -36,13 +36,14 @@ import torch
 from course_lib import CourseError
 from course_lib.chat import Message, batches, collate, render_chat
 from course_lib.history import History
-from course_lib.logprobs import last_states
+from course_lib.logprobs import check_architecture, last_states
 from course_lib.loop import (
     Update,
     backward,
     endless,
     evaluating,
     forward_tokens,
+    steps_of,
     to_device,
     training,
 )
@@ -75,9 +76,13 @@ def make_reward_model(policy: torch.nn.Module, seed: int = 0) -> torch.nn.Module
     The head's weights are drawn from N(0, 1 / (H + 1)), H the hidden size (Stiennon et al. 2020,
     arXiv:2009.01325): small, so that the loss starts near log 2, but not zero, as the rest of the
     model would get no gradient until the head has grown.
+
+    Raises:
+        CourseError: not of Llama's kind.
     """
     from transformers import AutoModelForSequenceClassification
 
+    check_architecture(policy.config)
     policy = copy.deepcopy(policy)
     policy = policy.merge_and_unload() if hasattr(policy, "merge_and_unload") else policy
     config = copy.deepcopy(policy.config)
@@ -230,7 +235,8 @@ def evaluate_reward(model: torch.nn.Module, rows: Sequence[Comparison]) -> dict[
     """How held-out pairs are ranked; all pairs weigh equally.
 
     Returns:
-        "loss", "accuracy" (equal scores are half right), "num_pairs"; and by pair (n,): "correct"
+        "loss", "accuracy" (equal scores are half right), "num_pairs", and the answers that were
+        "too_long" to be in one; and by pair (n,): "correct"
         (0, 0.5 or 1), "margins" (winner's score minus loser's), and "prompts", the index of the
         pair's row: the pairs of a prompt share answers, so an interval resamples prompts.
     """
@@ -243,6 +249,7 @@ def evaluate_reward(model: torch.nn.Module, rows: Sequence[Comparison]) -> dict[
         "loss": float(np.logaddexp(0, -margins).mean()),
         "accuracy": float(correct.mean()),
         "num_pairs": len(margins),
+        "too_long": _too_long(rows),
         "correct": correct,
         "margins": margins,
         "prompts": prompts,
@@ -299,7 +306,7 @@ def train_reward(
     if not usable:
         raise _no_pairs(rows)
     step_rows = config.batch_size * config.gradient_accumulation_steps
-    num_steps = config.num_steps or max(1, round(config.num_epochs * len(usable) / step_rows))
+    num_steps = steps_of(config, len(usable))
     update = Update(model.parameters(), num_steps, config)
     history, start = History(), time.perf_counter()
     order = endless(len(usable), random.Random(config.seed))
@@ -312,7 +319,7 @@ def train_reward(
             # 3. Update and record.
             row = {"step": step, **metrics, **update(step, metrics["loss"])}
             if step == 1:
-                row["too_long"] = sum(comparison.get("too_long", 0) for comparison in rows)
+                row["too_long"] = _too_long(rows)
             history.append(
                 row,
                 num_pairs=sum(len(pairs_of(comparison)) for comparison in drawn),
@@ -342,6 +349,11 @@ def _collate(sequences: Sequence[list[int]]) -> dict[str, torch.Tensor]:
 
 def _no_pairs(rows: Sequence[Comparison]) -> CourseError:
     return CourseError(
-        f"None of the {len(rows)} comparisons has a pair; expected two completions of different "
-        "rank in at least one; check the ranks (1 the best, None not ranked)."
+        f"None of the {len(rows)} comparisons has a pair, and {_too_long(rows)} answers are too "
+        "long; expected two completions of different rank in at least one; check the ranks (1 the "
+        "best, None not ranked), or raise max_length."
     )
+
+
+def _too_long(rows: Sequence[Comparison]) -> int:
+    return sum(row.get("too_long", 0) for row in rows)

@@ -18,7 +18,7 @@ import torch
 from course_lib import chat, experiments, policies, ppo, search, sources, testbench
 from course_lib.models import frozen_copy
 from course_lib.policies import WATCHED, Progress
-from course_lib.preferences import comparisons, load_policy, policy_of
+from course_lib.preferences import comparisons, load_policy, policy_of, prompts_that_fit
 from course_lib.stages import load, training_history
 from course_lib.stats import Interval, over_seeds, ratio_items, smallest_step
 from course_lib.testbench import Bench, Written
@@ -232,13 +232,22 @@ def fitted(course: Course, name: str) -> search.OverOptimisation | None:
 
 
 def fit_rows(course: Course, fits: Mapping[str, search.OverOptimisation]) -> list[dict[str, Any]]:
-    """Fitted curves as a table; the peak has an interval where there are several seeds."""
+    """Fitted curves as a table.
+
+    Intervals are over seeds. One seed's points hang together, so there it has none.
+    """
+
+    def told(estimate: Interval) -> str:
+        return str(estimate) if len(course.seeds) > 1 else f"{estimate[0]:.2f}"
+
     kl = course.results.frame("along", "kl").groupby("condition")["value"].max()
     return [
         {
             "curve": name,
             "R²": fit.r2,
-            "√KL of the peak": str(fit.peak) if len(course.seeds) > 1 else f"{fit.peak[0]:.2f}",
+            "α": told(fit.alpha),
+            "β": told(fit.beta),
+            "√KL of the peak": told(fit.peak),
             "√KL reached": f"{kl[name] ** 0.5:.2f}",
         }
         for name, fit in fits.items()
@@ -503,7 +512,7 @@ def passes(bench: Bench, name: str, num_epochs: int, **changes: Any) -> Written:
     """
     course, own, seed = bench.course, bench.course.model("base"), bench.seed
     policy, tokenizer = load_policy(course, bench.start)
-    rows = policies.prompts_that_fit(course, policy, tokenizer, "train", 64, seed)
+    rows = prompts_that_fit(course, policy, tokenizer, "train", 64, seed)
     prompts = [chat.render_prompt(tokenizer, row["prompt"]) for row in rows]
     value = ppo.ValueHead(policy.config.hidden_size).to(policy.device)
     scorer = policies.Scorer(course, bench.reward_model, tokenizer, rows)

@@ -110,10 +110,6 @@ class OverOptimisation:
     peak: Interval  # d of the curve's maximum; infinite where it never falls
     r2: float  # share of the variance of the points that the curve explains
 
-    def __call__(self, d: ArrayLike) -> np.ndarray:
-        """The curve's gain at distances `d`."""
-        return _columns(self.form, np.asarray(d, float)) @ [self.alpha[0], self.beta[0]]
-
 
 def fit_overoptimisation(
     kl: ArrayLike, gains: ArrayLike, form: str, num_resamples: int = 2000, seed: int = 0
@@ -134,8 +130,9 @@ def fit_overoptimisation(
             f"The fit got form={form!r} and points of shape {gains.shape}; expected 'bon' or 'rl', "
             "three or more finite points, and a KL that is not negative."
         )
-    if gains.ndim == 1:
-        gains, d = gains[:, None], d[:, None]  # a point is what is resampled
+    points = gains.ndim == 1  # are then what is resampled
+    if points:
+        gains, d = gains[:, None], d[:, None]
     columns = _columns(form, d)  # (R, n, 2)
     coefficients = lstsq(columns.reshape(-1, 2), gains.ravel())[0]
     residuals = gains - columns @ coefficients
@@ -143,7 +140,8 @@ def fit_overoptimisation(
     squares = np.einsum("rni,rnj->rij", columns, columns)
     products = np.einsum("rni,rn->ri", columns, gains)
     drawn = np.random.default_rng(seed).integers(len(gains), size=(num_resamples, len(gains)))
-    drawn = drawn[[len(set(rows)) > 1 for rows in drawn.tolist()]]  # one point fits no curve
+    if points:  # one point fits no curve
+        drawn = drawn[[len(set(rows)) > 1 for rows in drawn.tolist()]]
     found = np.einsum(
         "bij,bj->bi", np.linalg.pinv(squares[drawn].sum(1)), products[drawn].sum(1)
     )  # (resamples, 2)

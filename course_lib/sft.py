@@ -32,6 +32,7 @@ from course_lib.loop import (
     endless,
     evaluating,
     forward_tokens,
+    steps_of,
     to_device,
     training,
 )
@@ -92,14 +93,6 @@ def document_losses(
     return _row_losses(model, _prepare(rows, True, max_length))
 
 
-def loss_on_documents(
-    model: torch.nn.Module, tokenizer, texts: Sequence[str], max_length: int = 512
-) -> float:
-    """Mean loss in nats per token of plain documents."""
-    losses, counts = document_losses(model, tokenizer, texts, max_length)
-    return float(losses.sum() / counts.sum())
-
-
 def _row_losses(model, rows: list[Row]) -> tuple[np.ndarray, np.ndarray]:
     """Each row's summed loss and its number of learned tokens, both (n,)."""
     losses, counts = np.zeros(len(rows)), np.zeros(len(rows), dtype=int)
@@ -131,7 +124,7 @@ def train_sft(
     rows = _prepare(rows, config.mask_prompt, config.max_length)
     rows = [row for row in rows if any(row["completion_mask"][1:])]
     step_rows = config.batch_size * config.gradient_accumulation_steps
-    num_steps = config.num_steps or max(1, round(config.num_epochs * len(rows) / step_rows))
+    num_steps = steps_of(config, len(rows))
     update = Update(model.parameters(), num_steps, config)
     history, start = History(), time.perf_counter()
     order = endless(len(rows), random.Random(config.seed))

@@ -120,6 +120,7 @@ def _train(
 ) -> None:
     """Load, train on demonstrations, save model and history."""
     from course_lib.chat import render_chat
+    from course_lib.loop import steps_of
     from course_lib.models import add_lora, load_model, load_tokenizer, num_parameters, save_model
     from course_lib.sft import train_sft
     from course_lib.sources import instruction_rows
@@ -131,9 +132,8 @@ def _train(
     rows = instruction_rows(course, num_examples, seed=config.seed)
     rendered = [render_chat(tokenizer, row["messages"]) for row in rows]
     rendered = [row for row in rendered if sum(row["completion_mask"][1 : config.max_length])]
-    step_rows = config.batch_size * config.gradient_accumulation_steps
-    steps = config.num_steps or max(1, round(config.num_epochs * len(rendered) / step_rows))
-    history = train_sft(model, rendered, config, progress=progress(steps) if progress else None)
+    bar = progress(steps_of(config, len(rendered))) if progress else None
+    history = train_sft(model, rendered, config, progress=bar)
     save_model(model, tokenizer, folder)
     write_text(folder / HISTORY, json.dumps([dict(row) for row in history]))
 

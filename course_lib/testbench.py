@@ -21,7 +21,14 @@ from course_lib import chat, generate, loop, losses, policies, ppo, reward, sear
 from course_lib.cache import stage, write_text
 from course_lib.models import frozen_copy
 from course_lib.policies import WATCHED, Progress, Scorer
-from course_lib.preferences import SAMPLING, TEMPERATURE, load_policy, policy_of, reward_model
+from course_lib.preferences import (
+    SAMPLING,
+    TEMPERATURE,
+    load_policy,
+    policy_of,
+    prompts_that_fit,
+    reward_model,
+)
 from course_lib.stages import load
 from course_lib.stats import over_seeds
 from course_lib.world import judge
@@ -101,7 +108,7 @@ def load_bench(
     start = policy_of(course, course.model("base"), seed)
     policy, tokenizer = load_policy(course, start)
     folder = reward_model(course, n, seed=seed, progress=progress)
-    rows = policies.prompts_that_fit(course, policy, tokenizer, "test", num_prompts, seed)
+    rows = prompts_that_fit(course, policy, tokenizer, "test", num_prompts, seed)
     before = reference_answers(course, start, folder, rows, POOL * (4 if course.full else 1), seed)
     model = reward.load_reward_model(folder, course.device)
     bench = Bench(course, seed, start, frozen_copy(policy), tokenizer, model, folder, rows, before)

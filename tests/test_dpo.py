@@ -50,7 +50,9 @@ def other_reference(model, seed=0):
     return frozen_copy(reference)
 
 
-def test_loss_and_gradients_are_those_of_trl(tmp_path):
+@pytest.mark.parametrize("loss_type, label_smoothing", [("sigmoid", 0.0), ("aot", 0.1)])
+def test_loss_and_gradients_are_those_of_trl(tmp_path, loss_type, label_smoothing):
+    """TRL's "sigmoid" has no smoothing; its "aot" has, and is the same loss for a single pair."""
     from datasets import Dataset
     from trl import DPOConfig as TRLConfig
     from trl import DPOTrainer
@@ -63,11 +65,13 @@ def test_loss_and_gradients_are_those_of_trl(tmp_path):
 
     model, tokenizer = tiny()
     reference = other_reference(model)
-    rows = pairs(tokenizer, 4)
+    rows = pairs(tokenizer, 4 if loss_type == "sigmoid" else 1)
     args = TRLConfig(
         output_dir=str(tmp_path),
         per_device_train_batch_size=4,
         beta=0.3,
+        loss_type=loss_type,
+        label_smoothing=label_smoothing,
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
@@ -85,6 +89,9 @@ def test_loss_and_gradients_are_those_of_trl(tmp_path):
     batch = next(iter(trainer.get_train_dataloader()))
     theirs = trainer.compute_loss(trainer.model.train(), batch)
     theirs.backward()
+    rows = [row | {"preference": 1 - label_smoothing} for row in rows]
+    with pytest.raises(CourseError, match="add_reference_logps"):
+        dpo_step(model, collate_pairs(rows), beta=0.3)
     rows = add_reference_logps(reference, rows)
     ours, metrics = dpo_step(model, collate_pairs(rows), beta=0.3)
     ours.backward()

@@ -1,4 +1,4 @@
-"""Multiple choice, matches, verdicts, win rates and pass@k, against counting by hand."""
+"""Multiple choice, word problems and pass@k, against counting by hand."""
 
 from itertools import combinations
 
@@ -9,18 +9,13 @@ from tiny import tiny
 
 from course_lib import CourseError, evaluate
 from course_lib.evaluate import (
-    exact_match,
-    judge_answers,
     multiple_choice,
     multiple_choice_by_text,
     pass_at_k,
     solve_problems,
-    win_rate,
-    wins,
 )
 from course_lib.models import train_tokenizer
 from course_lib.world.exam import dev_items, exam_items, render_prompt
-from course_lib.world.instructions import demonstrations
 from course_lib.world.problems import problem_set
 
 
@@ -40,7 +35,7 @@ def test_multiple_choice_by_hand(shots):
         assert result.probs[i] == pytest.approx(probs.numpy(), abs=1e-4)
         assert result.predicted[i] == probs.argmax()
     assert result.accuracy == np.mean(result.predicted == [item["answer"] for item in items])
-    assert result.letter_shares.sum() == pytest.approx(1) and len(result.letters) == 12
+    assert result.letter_shares.sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("merged", [[], ["x B"]], ids=["no letter", "one letter"])
@@ -86,27 +81,6 @@ def test_worked_examples_are_dropped_where_the_context_is_short():
     assert multiple_choice(model, tokenizer, items, shots=5).probs.shape == (4, 4)
 
 
-def test_letter_bias_is_taken_out():
-    """A model that knows every answer but loves B is right once its love is divided out."""
-    answers = np.arange(40) % 4
-    probs = np.full((40, 4), 0.1) + 0.2 * (np.arange(4) == answers[:, None])
-    probs[:, 1] *= 6
-    probs /= probs.sum(1, keepdims=True)
-    result = evaluate.MCResult(probs.argmax(1) == answers, probs.argmax(1), probs, answers)
-    assert result.accuracy == 0.25 and result.letter_shares.tolist() == [0, 1, 0, 0]
-    assert result.prior_corrected.all()
-
-
-def test_exact_match():
-    assert exact_match([" 17. ", "Paris", "18"], [17, "paris", 17]).tolist() == [True, True, False]
-
-
-def test_wins_count_ties_half_and_mirror():
-    a, b = [1.0, 2.0, 3.0, 3.0], [2.0, 2.0, 1.0, 0.0]
-    assert wins(a, b).tolist() == [0, 0.5, 1, 1] and win_rate(a, b) == 0.625
-    assert win_rate(a, b) + win_rate(b, a) == 1
-
-
 def test_pass_at_k_equals_all_subsets():
     rng = np.random.default_rng(0)
     correct = rng.random((5, 6)) < 0.3
@@ -135,13 +109,3 @@ def test_problems_are_solved_by_whoever_writes_the_answer(monkeypatch):
     monkeypatch.setattr(evaluate, "complete", fake)
     correct = solve_problems(None, None, problems, num_generations=2)
     assert correct.shape == (3, 2) and correct[:, 0].all() and not correct[:, 1].any()
-
-
-def test_judged_answers_keep_their_rows():
-    model, tokenizer = tiny()
-    rows = demonstrations(3, seed=0)
-    judged = judge_answers(
-        model, tokenizer, rows, num_generations=2, max_new_tokens=5, seed=0, temperature=1.0
-    )
-    assert [j.row["prompt"] for j in judged] == [r["prompt"] for r in rows for _ in range(2)]
-    assert all(isinstance(j.score, float) for j in judged)

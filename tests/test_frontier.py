@@ -115,7 +115,7 @@ def test_the_implicit_reward_is_the_margin_of_dpo(monkeypatch):
 def test_operations_are_counted_by_hand(course, tmp_path, monkeypatch):  # noqa: F811
     model, tokenizer = tiny()
     rows = [{"prompt": "moon"}, {"prompt": "pens"}]
-    monkeypatch.setattr(policies, "prompts_that_fit", lambda *a: rows)
+    monkeypatch.setattr(frontier, "prompts_that_fit", lambda *a: rows)
     monkeypatch.setattr(frontier.chat, "render_prompt", lambda tokenizer, prompt: [0] * 5)
     made = {"dpo": [100, 100], "reward": [300], "ppo": [40, 60]}
     for name, tokens in made.items():

@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny import CHAT, tiny
 
+from course_lib import CourseError
 from course_lib import logprobs as module
 from course_lib.chat import collate, render_chat
 from course_lib.logprobs import (
-    entropy,
     hidden_states,
     last_states,
     sequence_logps,
@@ -101,12 +101,6 @@ def test_sft_loss_by_hand():
     assert sft_loss(logprobs, mask * 0)[0] == 0
 
 
-def test_entropy_of_known_distributions():
-    uniform = torch.zeros(2, 8)
-    assert entropy(uniform).tolist() == pytest.approx([2.0794415] * 2)
-    assert entropy(torch.tensor([100.0, 0.0])).item() == pytest.approx(0.0, abs=1e-6)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lora", [False, True])
 def test_the_last_state_alone_is_the_same_with_the_same_gradients(kind, lora):
@@ -126,3 +120,6 @@ def test_the_last_state_alone_is_the_same_with_the_same_gradients(kind, lora):
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     torch.testing.assert_close(*found)
     torch.testing.assert_close(*gradients)
+    model.set_attn_implementation("eager")  # would see the future
+    with pytest.raises(CourseError, match="sdpa"):
+        last_states(model, ids, mask)

@@ -166,6 +166,25 @@ def test_reward_model_is_a_stage_with_a_scale(course):
     assert unit.mean() == pytest.approx(0, abs=1e-4) and unit.std() == pytest.approx(1, abs=1e-3)
 
 
+def test_where_people_ranked_answers_of_others_the_scale_is_the_policys(course, monkeypatch):
+    shouted = [
+        {"prompt": f"Why {i}?", "completions": ["Because!!!", "No!!!"], "ranks": [1, 2]}
+        for i in range(8)
+    ]
+    monkeypatch.setitem(course.profile.data, "preferences", "people")
+    monkeypatch.setattr(preferences.sources, "preference_rows", lambda *_: shouted)
+    folder = preferences.reward_model(course, 8, 3)  # noqa: F811
+    model = reward.load_reward_model(folder)
+    start = preferences.policy_of(course, course.model("base"), 0)
+    policy, tokenizer = preferences.load_policy(course, start)
+    rows = preferences.answered(course, policy, tokenizer, "train", preferences.NUM_SCALE, 3, 0)
+    asked = [row["prompt"] for row in rows for _ in range(3)]
+    texts = [text for row in rows for text in row["completions"]]
+    scores = reward.score_texts(model, tokenizer, asked, texts)
+    unit = reward.normalise(model, scores)
+    assert unit.mean() == pytest.approx(0, abs=1e-4) and unit.std() == pytest.approx(1, abs=1e-3)
+
+
 def test_who_is_taken_in_is_measured_in_points(course):
     model, tokenizer = tiny()
     models = {panel: reward.make_reward_model(model) for panel in preferences.PANELS}

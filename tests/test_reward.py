@@ -232,7 +232,7 @@ def test_user_errors():
         del row["pairs"]
     tied = [{**row, "ranks": [1, 1, 1, None]} for row in rows]
     for call in (train_reward, lambda model, rows, _: evaluate_reward(model, rows)):
-        with pytest.raises(CourseError, match="None of the 2 comparisons has a pair"):
+        with pytest.raises(CourseError, match="None of the 2 comparisons has a pair, and 0"):
             call(model, tied, config())
     with pytest.raises(CourseError, match="3 ranks for 4 completions"):
         train_reward(model, [{**rows[0], "ranks": [1, 2, 3]}], config())

@@ -10,7 +10,7 @@ from test_preferences import course  # noqa: F401  its instruct model has seen 8
 from test_stages import folder  # noqa: F401  a tiny base model
 from test_testbench import written
 
-from course_lib import chat, experiments, policies, preferences, rlhf, stages, testbench
+from course_lib import chat, experiments, preferences, rlhf, stages, testbench
 from course_lib.testbench import Written
 
 
@@ -93,7 +93,7 @@ def test_prompted_models_get_their_best_examples(course, monkeypatch):  # noqa: 
 
     monkeypatch.setattr(chat, "complete", complete)
     base = course.model("base")
-    rows = policies.prompts_that_fit(course, *preferences.load(course, base), "test", 2)
+    rows = preferences.prompts_that_fit(course, *preferences.load(course, base), "test", 2)
     here = SimpleNamespace(course=course, rows=rows, seed=0)
     assert rlhf.prompted(here, base, 2).shape == (2, 2)
     assert asked[0].endswith(f"User: {rows[0]['prompt']}\nAssistant:")
