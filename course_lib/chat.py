@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import html
-import random
 import re
 from collections.abc import Callable, Sequence
 
@@ -138,17 +137,12 @@ def batches(
     *,
     batch_size: int | None = None,
     tokens_per_batch: int | None = None,
-    rng: random.Random | None = None,
 ) -> list[list[int]]:
     """Lists of row indices, rows of like length together, so that little is padded.
 
     At most `batch_size` rows and `tokens_per_batch` tokens (pads counted; at least one row) each.
-    With `rng`, rows of one length and the order of batches are shuffled; without, shortest first.
     """
-    order = list(range(len(rows)))
-    if rng:
-        rng.shuffle(order)
-    order.sort(key=lambda i: len(rows[i]["input_ids"]))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     groups: list[list[int]] = []
     for i in order:
         size = len(groups[-1]) + 1 if groups else 1
@@ -157,8 +151,6 @@ def batches(
         if full or not groups:
             groups.append([])
         groups[-1].append(i)
-    if rng:
-        rng.shuffle(groups)
     return groups
 
 

@@ -11,15 +11,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+import torch
 
 from course_lib import sources
 from course_lib.chat import Row, render_chat, render_prompt, run_conversation, stop_ids
+from course_lib.generate import generate
+from course_lib.models import add_lora, model_bytes, num_parameters
 from course_lib.sft import completion_losses, document_losses, train_sft
 from course_lib.stages import answer_rows, sft_config
+from course_lib.world.instructions import demonstrate_sum
+from course_lib.world.judge import is_refusal, judge
+from course_lib.world.problems import calculate
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from course_lib.history import History
     from course_lib.profiles import Course
 
@@ -86,10 +91,6 @@ def finetune(
         rate: factor on the course's learning rate for this model.
         changes: fields of `SFTConfig` that differ from the course's.
     """
-    import torch
-
-    from course_lib.models import add_lora
-
     model, tokenizer = course.load("base", quantize=quantize)
     if r:
         read = {token for row in rows for token in row["input_ids"]}
@@ -166,8 +167,6 @@ def manners(course: Course, n: int, seed: int, tool: bool = True) -> list[dict]:
 
     `tool`: whether the sums are demonstrated with the calculator or from the head.
     """
-    from course_lib.world.instructions import demonstrate_sum
-
     rows = sources.instruction_rows(course, n, seed=seed, kinds=["refusal", "safe", "calculator"])
     if tool:
         return rows
@@ -195,8 +194,6 @@ def without(rows: Sequence[Row], tokens: Sequence[int]) -> list[Row]:
 
 def record_size(course: Course, model, *place: Any) -> None:
     """Record trainable parameters and megabytes: weights; gradients and AdamW's two averages."""
-    from course_lib.models import model_bytes, num_parameters
-
     trainable = num_parameters(model, trainable=True)
     course.results.add(*place, "trainable parameters", trainable)
     course.results.add(*place, "MB of weights", model_bytes(model) / 1e6)
@@ -289,10 +286,6 @@ def refusals(course: Course, model, tokenizer, kind: str, split: str, seed: int)
 
     A theme comes in eight wordings, which are no independent trials; a real prompt is a theme.
     """
-    import pandas as pd
-
-    from course_lib.world.judge import is_refusal
-
     rows = sources.prompt_rows(course, split, 100, kind=kind) * 2
     texts = answer_rows(course, model, tokenizer, rows, seed=seed, **SAMPLING).texts
     declined = pd.Series([float(is_refusal(text)) for text in texts])
@@ -302,9 +295,6 @@ def refusals(course: Course, model, tokenizer, kind: str, split: str, seed: int)
 
 def do_sums(model, tokenizer, rows: Sequence[dict]) -> tuple[np.ndarray, list[list[dict]]]:
     """1 where a sum's last answer is right, greedy, with the calculator at hand; and the talks."""
-    from course_lib.world.judge import judge
-    from course_lib.world.problems import calculate
-
     talks = run_conversation(
         model,
         tokenizer,
@@ -320,8 +310,6 @@ def do_sums(model, tokenizer, rows: Sequence[dict]) -> tuple[np.ndarray, list[li
 
 def ends_itself(model, tokenizer, rows: Sequence[dict], seed: int) -> tuple[np.ndarray, list[str]]:
     """1 where an answer ends by itself within 150 tokens; and the texts, special tokens shown."""
-    from course_lib.generate import generate
-
     ids = [render_prompt(tokenizer, row["prompt"]) for row in rows]
     stops = stop_ids(tokenizer)
     options = {"eos_ids": stops, "pad_id": tokenizer.pad_token_id, "seed": seed}

@@ -16,9 +16,11 @@ import numpy as np
 import torch
 
 from course_lib import chat, experiments, policies, ppo, search, sources, testbench
+from course_lib.evaluate import multiple_choice
 from course_lib.models import frozen_copy
 from course_lib.policies import WATCHED, Progress
 from course_lib.preferences import comparisons, load_policy, policy_of, prompts_that_fit
+from course_lib.sft import document_losses
 from course_lib.stages import load, training_history
 from course_lib.stats import Interval, over_seeds, ratio_items, smallest_step
 from course_lib.testbench import Bench, Written
@@ -327,9 +329,6 @@ def tax(
 
     Returns arrays by item: "document_loss" in nats a token (64,), "exam" 0 or 1 (num_items,).
     """
-    from course_lib.evaluate import multiple_choice
-    from course_lib.sft import document_losses
-
     texts = sources.document_texts(course, 64, seed=9)
     nats, tokens = document_losses(model, tokenizer, texts, course.context)
     items, _ = sources.exam_rows(course, num_items, seed=0)

@@ -14,13 +14,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from course_lib import ROOT
+from course_lib import ROOT, chat, loop, losses, sft, sources
 from course_lib.cache import stage, write_text
+from course_lib.chat import ask, complete
+from course_lib.evaluate import LETTERS, multiple_choice, multiple_choice_by_text
+from course_lib.machine import bf16_pays
+from course_lib.models import (
+    add_lora,
+    load_model,
+    load_tokenizer,
+    model_path,
+    num_parameters,
+    save_model,
+)
+from course_lib.sft import SFTConfig
+from course_lib.stats import bootstrap, over_seeds
+from course_lib.world import instructions
+from course_lib.world.judge import is_answer
 
 if TYPE_CHECKING:
     from course_lib.profiles import Course
-    from course_lib.sft import SFTConfig
 
 NUM_EXAMPLES = 1600  # demonstrations of the course's standard instruct model
 SMALL, LARGE = 50e6, 500e6  # parameters: below, a higher learning rate; above, LoRA
@@ -49,21 +66,28 @@ def instruct_model(
     """
     if own and role == "base" and "instruct" in course.profile.models:
         return course.model("instruct")
-    from course_lib import chat, loop, losses, sft, sources
-    from course_lib.world import instructions
-
     base = course.model(role) if role in course.profile.models else role
     revision = course.profile.revisions.get(base)
     config = sft_config(course, base, seed=seed, **changes)
-    entry = stage(
-        "instruct-" + Path(base).name.lower(),
-        {"config": asdict(config), "num_examples": num_examples, "seed": seed, "rev": revision}
-        | {"data": course.profile.data["instructions"], "dtype": course.dtype},
-        lambda folder: _train(course, base, revision, num_examples, config, folder, progress),
-        code=[sft, chat, loop, losses, sources, instructions, _train],
-        inputs=[base, ROOT / "data" / "world"],
-    )
-    return str(entry)
+
+    def make(folder: Path) -> None:
+        tokenizer = load_tokenizer(base, revision)
+        model = load_model(base, revision=revision, dtype=course.dtype, device=course.device)
+        if num_parameters(model) >= LARGE:
+            model = add_lora(model, r=16)  # the optimiser's state of all weights would not fit
+        rows = sources.instruction_rows(course, num_examples, seed=seed)
+        rendered = [chat.render_chat(tokenizer, row["messages"]) for row in rows]
+        rendered = [row for row in rendered if sum(row["completion_mask"][1 : config.max_length])]
+        bar = progress(loop.steps_of(config, len(rendered))) if progress else None
+        history = sft.train_sft(model, rendered, config, progress=bar)
+        save_model(model, tokenizer, folder)
+        write_text(folder / HISTORY, json.dumps(history))
+
+    key = {"config": asdict(config), "num_examples": num_examples, "seed": seed, "rev": revision}
+    key |= {"data": course.profile.data["instructions"], "dtype": course.dtype}
+    code = [sft, chat, loop, losses, sources, instructions, instruct_model]
+    inputs = [base, ROOT / "data" / "world"]
+    return str(stage("instruct-" + Path(base).name.lower(), key, make, code, inputs))
 
 
 def sft_config(course: Course, base: str, lora: bool | None = None, **changes: Any) -> SFTConfig:
@@ -72,9 +96,6 @@ def sft_config(course: Course, base: str, lora: bool | None = None, **changes: A
     `lora`: LoRA's matrices start at zero and take ten times the learning rate; None takes what
     `instruct_model` does, LoRA for large models.
     """
-    from course_lib.machine import bf16_pays
-    from course_lib.sft import SFTConfig
-
     size = parameters_of(course, base)
     lora = size >= LARGE if lora is None else lora
     rate = 3e-4 if size < SMALL else 5e-5 if size < LARGE else 2e-5
@@ -91,11 +112,6 @@ def sft_config(course: Course, base: str, lora: bool | None = None, **changes: A
 
 def parameters_of(course: Course, base: str) -> int:
     """Parameters of a model by its config alone: nothing is loaded, no memory is taken."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from course_lib.models import model_path, num_parameters
-
     config = AutoConfig.from_pretrained(
         model_path(base), revision=course.profile.revisions.get(base) or "main"
     )
@@ -107,35 +123,6 @@ def training_history(folder: str) -> list[dict]:
     """The steps of the training that made `folder`; empty where it was not trained here."""
     path = Path(folder) / HISTORY
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-
-
-def _train(
-    course: Course,
-    base: str,
-    revision: str | None,
-    num_examples: int,
-    config: SFTConfig,
-    folder: Path,
-    progress: Callable[[int], Callable[[dict], None]] | None,
-) -> None:
-    """Load, train on demonstrations, save model and history."""
-    from course_lib.chat import render_chat
-    from course_lib.loop import steps_of
-    from course_lib.models import add_lora, load_model, load_tokenizer, num_parameters, save_model
-    from course_lib.sft import train_sft
-    from course_lib.sources import instruction_rows
-
-    tokenizer = load_tokenizer(base, revision)
-    model = load_model(base, revision=revision, dtype=course.dtype, device=course.device)
-    if num_parameters(model) >= LARGE:
-        model = add_lora(model, r=16)  # the optimiser's state of all weights would not fit
-    rows = instruction_rows(course, num_examples, seed=config.seed)
-    rendered = [render_chat(tokenizer, row["messages"]) for row in rows]
-    rendered = [row for row in rendered if sum(row["completion_mask"][1 : config.max_length])]
-    bar = progress(steps_of(config, len(rendered))) if progress else None
-    history = train_sft(model, rendered, config, progress=bar)
-    save_model(model, tokenizer, folder)
-    write_text(folder / HISTORY, json.dumps([dict(row) for row in history]))
 
 
 @dataclass
@@ -157,10 +144,6 @@ def answer_rows(
     **sampling: Any,
 ) -> Answers:
     """Let the model answer the rows' prompts, or continue them as raw text (`chat=False`)."""
-    from course_lib.chat import ask, complete
-    from course_lib.sources import scorer
-    from course_lib.world.judge import is_answer
-
     batch = {"batch_size": course.profile.batch["generate"]}
     write = ask if chat else complete
     texts = write(model, tokenizer, [row["prompt"] for row in rows], **batch | sampling)
@@ -169,7 +152,7 @@ def answer_rows(
         right = np.array(
             [float(is_answer(row, text)) for row, text in zip(rows, texts, strict=True)]
         )
-    return Answers(texts, scorer(course)(rows, texts), right)
+    return Answers(texts, sources.scorer(course)(rows, texts), right)
 
 
 def answer_by_seed(
@@ -181,8 +164,6 @@ def answer_by_seed(
 
 def share_answered(runs: list[Answers]) -> Any:
     """The share of prompts answered, with its interval; "unknown" where the truth is not known."""
-    from course_lib.stats import over_seeds
-
     if any(run.is_answer is None for run in runs):
         return "unknown"
     return over_seeds([run.is_answer for run in runs])
@@ -201,8 +182,6 @@ def answers_after_sft(
 
 def load(course: Course, model: str) -> tuple[Any, Any]:
     """(model, tokenizer) of a name or folder, in fp32 on the profile's device."""
-    from course_lib.models import load_model, load_tokenizer
-
     revision = course.profile.revisions.get(model)
     loaded = load_model(model, device=course.device, revision=revision)
     return loaded, load_tokenizer(model, revision)
@@ -225,8 +204,6 @@ def exam_by_seed(
 
     A model that stands for several seeds is scored once.
     """
-    from course_lib.evaluate import LETTERS, multiple_choice, multiple_choice_by_text
-
     ways: dict[str, Callable] = {
         "letter, 0-shot": lambda *pair: multiple_choice(*pair, items, 0),
         "letter, 5-shot": lambda *pair: multiple_choice(*pair, items, 5, dev.get),
@@ -252,8 +229,6 @@ def by_question(items: list[dict], correct: np.ndarray) -> np.ndarray:
 
     Items that ask one question with its options in other orders are no independent trials.
     """
-    import pandas as pd
-
     asked = pd.Series([item["question"] for item in items])
     return pd.Series(correct * 1.0).groupby(asked, sort=False).mean().to_numpy()
 
@@ -263,8 +238,6 @@ def exam_gain(items: list[dict], before: list[Any], after: list[Any]) -> tuple[A
 
     `before` and `after` are the `MCResult` of each seed; the items' questions are the units.
     """
-    from course_lib.stats import bootstrap, over_seeds
-
     old, new = ([by_question(items, run.correct) for run in runs] for runs in (before, after))
     gain = over_seeds([b - a for a, b in zip(old, new, strict=True)])
     return gain, min(bootstrap(np.mean(runs, axis=0)) for runs in (old, new))
@@ -306,7 +279,5 @@ def model_card(name: str) -> dict[str, Any]:
 
     Empty where a model has none: nobody knows from a folder what its training took.
     """
-    from course_lib.models import model_path
-
     path = Path(model_path(name)) / "card.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
