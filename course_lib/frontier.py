@@ -25,7 +25,7 @@ from course_lib.losses import dpo_loss
 from course_lib.models import num_parameters
 from course_lib.ppo import PPOConfig
 from course_lib.preferences import SAMPLING, prompts_that_fit
-from course_lib.results import committed
+from course_lib.results import full_runs, select
 from course_lib.reward import Comparison
 from course_lib.sft import completion_losses
 from course_lib.stages import load, training_history
@@ -168,19 +168,18 @@ def trace(
     return found
 
 
-def curve(course: Course, condition: str, measure: str, effort: str | None = None) -> pd.DataFrame:
+def curve(course: Course, condition: str, measure: str, full: bool = False) -> pd.DataFrame:
     """A method's frontier: columns x, d = sqrt(KL), mean, low, high, in the order of d.
 
-    From this run's results, or the committed ones of an `effort` (those are about the pocket
-    models). Means over seeds with their 95% t-interval, which has no width for a single seed. It
-    starts at the model before training, without an x.
+    From this run's results, or the committed ones of the full runs. Means over seeds with their 95%
+    t-interval, which has no width for a single seed. It starts at the model before training,
+    without an x.
     """
-    frame = course.results.frame()
-    if effort is not None:
-        frame = committed(course.notebook, effort)
-        frame = frame if course.profile.name == "pocket" else frame[:0]
-    before = frame[(frame["claim"] == "5.1") & (frame["condition"] == "before")]
-    rows = frame[(frame["claim"] == "5.2") & (frame["condition"] == condition)]
+    of_claim = (lambda claim: full_runs(course, claim)) if full else course.results.frame
+    before, rows = (
+        select(of_claim(claim), condition=name)
+        for claim, name in (("5.1", "before"), ("5.2", condition))
+    )
     places = [] if condition == "best-of-n" else [(None, before)]  # best of 1 is where it starts
     found = []
     for x, here in [*places, *rows.groupby("x")]:

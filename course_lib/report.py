@@ -22,7 +22,7 @@ import numpy as np
 
 from course_lib import CourseError
 from course_lib.cache import build_dir, figures_dir, write_text
-from course_lib.results import committed, select
+from course_lib.results import committed, full_runs, select
 from course_lib.stats import prediction_interval, t_interval
 from course_lib.tables import side_by_side as side_by_side  # notebooks import it from here
 
@@ -124,10 +124,7 @@ def points(
 
 def known(course, claim: str) -> set[str]:
     """The conditions of a claim that this run has measured, or the committed full runs have."""
-    frames = [course.results.frame(claim)]
-    if course.profile.name == "pocket":
-        full = committed(course.notebook, "full")
-        frames.append(full[full["claim"] == claim])
+    frames = course.results.frame(claim), full_runs(course, claim)
     return {name for frame in frames for name in frame["condition"]}
 
 

@@ -12,6 +12,8 @@ from course_lib.cache import write_text
 if TYPE_CHECKING:
     import pandas as pd
 
+    from course_lib.profiles import Course
+
 COLUMNS = ["notebook", "claim", "condition", "x", "seed", "measure", "value"]
 
 
@@ -90,6 +92,12 @@ def committed(notebook: str, effort: str = "full", folder: Path | None = None) -
             )
     x = pd.Series(map(_number, frame["x"]), dtype=object)
     return frame.assign(x=x, seed=frame["seed"].astype(int), value=frame["value"].astype(float))
+
+
+def full_runs(course: Course, claim: str) -> pd.DataFrame:
+    """The committed full runs' rows of a claim: of the pocket models, so none elsewhere."""
+    frame = select(committed(course.notebook, "full"), claim)
+    return frame if course.profile.name == "pocket" else frame[:0]
 
 
 def _number(x: float | str) -> float | str:

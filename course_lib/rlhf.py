@@ -10,16 +10,25 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 
-from course_lib import chat, experiments, policies, ppo, search, sources, testbench
+from course_lib import chat, experiments, policies, ppo, reward, search, sources, testbench
 from course_lib.evaluate import multiple_choice
 from course_lib.models import frozen_copy
 from course_lib.policies import WATCHED, Progress
-from course_lib.preferences import comparisons, load_policy, policy_of, prompts_that_fit
+from course_lib.preferences import (
+    comparisons,
+    load_policy,
+    policy_of,
+    prompts_that_fit,
+    reward_model,
+)
+from course_lib.results import full_runs
 from course_lib.sft import document_losses
 from course_lib.stages import load, training_history
 from course_lib.stats import Interval, over_seeds, ratio_items, smallest_step
@@ -32,6 +41,7 @@ Runs = Mapping[str, Mapping[str, Any]]  # name -> settings
 Folders = dict[str, dict[int, str]]  # name -> seed -> folder of the trained policy
 WINDOW = 4  # iterations that are averaged
 SHOTS = 3  # demonstrations in front of a prompted base model's request
+AMOUNTS = (64, 512, 4096)  # prompts that the reward models of a full run learn from
 BEST_OF = 64  # demonstrations of which these are the best
 NOTED = ("kl", "entropy", "clipfrac", "explained_variance", "completion_length")
 
@@ -43,13 +53,20 @@ def more_runs(course: Course, ours: Mapping[str, Any]) -> dict[str, dict[str, An
     """The runs that a full run adds to that with the settings `ours`."""
     runs = {f"β = {beta}": ours | {"beta": beta} for beta in (0.05, 0.8)}
     longer = {"num_steps": ours["num_steps"] * 3 // 2, "beta": 0.0, "max_kl": 1e4}  # guard off
-    runs |= {f"{n} prompts": ours | longer | {"n": n} for n in (64, 512, 4096)}
+    runs |= {f"{n} prompts": ours | longer | {"n": n} for n in AMOUNTS}
     runs |= {f"γ = {gamma}": ours | {"ptx_coef": gamma} for gamma in (0.1, 1.0)}
     sizes = {name: course.model(name) for name in ("small", "large")}
     own = course.model("base")
     runs |= {name: ours | {"base": base} for name, base in sizes.items() if base != own}
     runs |= {"λ = 0.95": ours | {"lam": 0.95}, "the truth": ours | {"panel": "nobody"}}
     return runs | ({"biased labellers": ours | {"panel": "biased"}} if course.truth_known else {})
+
+
+def more_models(course: Course) -> dict[str, str]:
+    """The models without RLHF that a full run adds to the matrix, by name; see `no_rlhf`."""
+    sizes = {"s": course.model("small"), "l": course.model("large")}
+    ways = ("bare", "prompted", "SFT")
+    return {f"{size}, {way}": model for size, model in sizes.items() for way in ways}
 
 
 def train(course: Course, runs: Runs, progress: Progress | None = None) -> Folders:
@@ -204,12 +221,28 @@ def same_distance(course: Course, names: Sequence[str], seeds: Sequence[int]) ->
     return smallest_step(found)
 
 
-def pool(bench: Bench) -> Written:
-    """The answers that best-of-n picks from: `before`, or 1,024 to each of 16 prompts if `full`."""
-    if not bench.course.full:
-        return bench.before
-    by, rows = (bench.start, bench.reward_folder), bench.rows[:16]
-    return testbench.reference_answers(bench.course, *by, rows, 1024, bench.seed)
+def best_of_n(bench: Bench) -> dict[int, testbench.Point]:
+    """Best-of-n from the answers `before`, recorded as "along", "best of n".
+
+    A full run picks from 1,024 answers to each of 16 prompts, and also by the reward models that
+    learned from other amounts of data.
+    """
+    course, pool = bench.course, bench.before
+    if course.full:
+        by, rows = (bench.start, bench.reward_folder), bench.rows[:16]
+        pool = testbench.reference_answers(course, *by, rows, 1024, bench.seed)
+        for n in (AMOUNTS[0], AMOUNTS[-1]):
+            testbench.best_of_n(bench, "along", f"best of n, {n} prompts", rescored(bench, pool, n))
+    return testbench.best_of_n(bench, "along", "best of n", pool)
+
+
+def rescored(bench: Bench, pool: Written, n: int) -> Written:
+    """The same answers, scored by the reward model that learned from `n` prompts."""
+    course = bench.course
+    model = reward.load_reward_model(reward_model(course, n, seed=bench.seed), course.device)
+    asked = [row["prompt"] for row in pool.rows for _ in range(pool.texts.shape[1])]
+    scores = reward.score_texts(model, bench.tokenizer, asked, pool.texts.ravel().tolist())
+    return replace(pool, proxy=reward.normalise(model, scores).reshape(pool.proxy.shape))
 
 
 def beside(written: Written, picked: testbench.Point) -> np.ndarray:
@@ -217,12 +250,12 @@ def beside(written: Written, picked: testbench.Point) -> np.ndarray:
     return written.truth.mean(1)[: len(picked.truth)] - picked.truth
 
 
-def fitted(course: Course, name: str) -> search.OverOptimisation | None:
-    """Gao et al.'s curve through what was recorded along a run, or along "best of n".
+def fitted(along: pd.DataFrame, name: str) -> search.OverOptimisation | None:
+    """Gao et al.'s curve through the rows "along" of a run, or of best-of-n.
 
     None where there are too few points, or the gain over the policy as it came is not known.
     """
-    rows, form = course.results.frame("along", condition=name), "bon" if "best" in name else "rl"
+    rows, form = along[along["condition"] == name], "bon" if "best" in name else "rl"
     wide = rows.pivot_table(index="seed", columns=["measure", "x"], values="value")
     if not {"gain", "kl"} <= set(wide.columns.get_level_values(0)):
         return None
@@ -233,27 +266,25 @@ def fitted(course: Course, name: str) -> search.OverOptimisation | None:
     return search.fit_overoptimisation(np.maximum(kl, 0), gains, form)
 
 
-def fit_rows(course: Course, fits: Mapping[str, search.OverOptimisation]) -> list[dict[str, Any]]:
-    """Fitted curves as a table.
+def fit_rows(course: Course, curves: Sequence[str]) -> list[dict[str, str]]:
+    """Fitted curves as a table, of this run and of the committed full runs.
 
     Intervals are over seeds. One seed's points hang together, so there it has none.
     """
-
-    def told(estimate: Interval) -> str:
-        return str(estimate) if len(course.seeds) > 1 else f"{estimate[0]:.2f}"
-
-    kl = course.results.frame("along", "kl").groupby("condition")["value"].max()
-    return [
-        {
-            "curve": name,
-            "R²": fit.r2,
-            "α": told(fit.alpha),
-            "β": told(fit.beta),
-            "√KL of the peak": told(fit.peak),
-            "√KL reached": f"{kl[name] ** 0.5:.2f}",
-        }
-        for name, fit in fits.items()
-    ]
+    sources = {"this run": course.results.frame("along")}
+    sources |= {} if course.full else {"full runs": full_runs(course, "along")}
+    table = []
+    for source, along in sources.items():
+        for name in curves:
+            if fit := fitted(along, name):
+                kl = along[(along["condition"] == name) & (along["measure"] == "kl")]["value"].max()
+                row = {"curve": name, "fitted to": source, "R²": fit.r2, "α": fit.alpha}
+                row |= {"β": fit.beta, "√KL of the peak": fit.peak}
+                if along["seed"].nunique() == 1:
+                    row |= {k: f"{v[0]:.3f}" for k, v in row.items() if isinstance(v, Interval)}
+                row["√KL reached"] = f"{kl**0.5:.2f}"
+                table.append({title: str(value) for title, value in row.items()})
+    return table
 
 
 # ---- other models, and the tax -----------------------------------------------------------------
@@ -403,8 +434,9 @@ def only_full(
         return [after[name][s].kl.mean(1) for s in seeds]
 
     shares = [ratio_items(*pair) for pair in zip(gained("PPO"), gained("the truth"), strict=True)]
-    nearer = [distance(name) for name in ("β = 0.8", "PPO", "β = 0.05", "no penalty")]
-    amounts = [f"{n} prompts" for n in (64, 512, 4096)]
+    weaker = "β = 0.8", "PPO", "β = 0.05", "no penalty"  # penalties
+    nearer = [distance(name) for name in weaker]
+    amounts = [f"{n} prompts" for n in AMOUNTS]
     weights = ("PPO", "γ = 0.1", "γ = 1.0")
     kept = [[-taxed[name][s]["document_loss"] for s in seeds] for name in weights]
     exam = [taxed["γ = 1.0"][s]["exam"] - taxed["PPO"][s]["exam"] for s in seeds]
@@ -412,6 +444,7 @@ def only_full(
     found = {
         "4.1c": over_seeds(shares),
         "4.2d": smallest_step(nearer),
+        "4.2f": smallest_step([gained(name, "proxy") for name in weaker]),
         "4.3e": later_peak([folders[name] for name in amounts]),
         "4.4c": smallest_step(kept),
         "4.1f": more("PPO", "λ = 0.95"),
@@ -421,6 +454,8 @@ def only_full(
         "4.3i": over_seeds([-gain for gain in gained("512 prompts")]),
         "4.4d": more("γ = 1.0", "PPO"),
         "4.4e": over_seeds(exam),
+        "4.4f": more("γ = 0.1", "PPO", "proxy"),
+        "4.4g": more("γ = 1.0", "PPO", "proxy"),
     }
     if course.truth_known:  # else nobody knows the gains along a training
         same = {"4.1h": ["λ = 0.95", "PPO"], "4.2e": ["no penalty", "PPO"]}

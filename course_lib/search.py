@@ -108,7 +108,7 @@ class OverOptimisation:
     alpha: Interval  # slope at the start ("bon"), score per unit of d
     beta: Interval  # how fast it bends down
     peak: Interval  # d of the curve's maximum; infinite where it never falls
-    r2: float  # share of the variance of the points that the curve explains
+    r2: Interval  # share of the variance of the points that the curve explains
 
 
 def fit_overoptimisation(
@@ -135,10 +135,19 @@ def fit_overoptimisation(
         gains, d = gains[:, None], d[:, None]
     columns = _columns(form, d)  # (R, n, 2)
     coefficients = lstsq(columns.reshape(-1, 2), gains.ravel())[0]
-    residuals = gains - columns @ coefficients
     # Sums over runs of the normal equations: a resample is another sum of the same terms.
     squares = np.einsum("rni,rnj->rij", columns, columns)
     products = np.einsum("rni,rn->ri", columns, gains)
+    totals = np.stack([(gains**2).sum(1), gains.sum(1), np.full(len(gains), gains.shape[1])], -1)
+
+    def explained(found: np.ndarray, runs: np.ndarray) -> np.ndarray:
+        """R² of coefficients (B, 2) on the runs (B, n) that they were fitted to, (B,)."""
+        parts = squares[runs].sum(1), products[runs].sum(1), totals[runs].sum(1)
+        square, linear, whole = parts  # (B, 2, 2), (B, 2), (B, 3)
+        fit = 2 * (found * linear).sum(-1) - np.einsum("bi,bij,bj->b", found, square, found)
+        return 1 - (whole[:, 0] - fit) / (whole[:, 0] - whole[:, 1] ** 2 / whole[:, 2])
+
+    every = np.arange(len(gains))[None]
     drawn = np.random.default_rng(seed).integers(len(gains), size=(num_resamples, len(gains)))
     if points:  # one point fits no curve
         drawn = drawn[[len(set(rows)) > 1 for rows in drawn.tolist()]]
@@ -155,7 +164,7 @@ def fit_overoptimisation(
         interval(coefficients[0], found[:, 0]),
         interval(coefficients[1], found[:, 1]),
         interval(_peak(form, coefficients[None])[0], _peak(form, found)),
-        float(1 - (residuals**2).sum() / ((gains - gains.mean()) ** 2).sum()),
+        interval(explained(coefficients[None], every)[0], explained(found, drawn)),
     )
 
 

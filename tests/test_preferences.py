@@ -137,6 +137,26 @@ def test_together_and_shuffled_see_the_same_comparisons(course):
     assert set(course.results.frame("3.2")["condition"]) == {"together", "shuffled"}
 
 
+def test_how_much_of_the_panels_taste_is_taken_over():
+    names = "judge", "biased labellers", "learned from unbiased", "learned from biased"
+    told = dict(zip(names, (-3.0, 1.0, -0.5, 1.5), strict=True))
+    learned, panel = marks.taste({(n, "confident, false"): np.array([v]) for n, v in told.items()})
+    assert (learned.tolist(), panel.tolist()) == ([2.0], [4.0])
+
+
+def test_what_a_scorer_sees_and_what_it_would_lose_without(course, monkeypatch):
+    rows = demonstrations_ranked()
+    scores = [judge(row, text).score for row in rows for text in row["texts"]]
+    monkeypatch.setattr(marks.reward, "score_ids", lambda *_: 2 * np.array(scores) + 1)
+    marks.record_parts(course, None, rows, 0)
+    along = course.results.frame("3.1", "correlation").set_index(["condition", "x"])["value"]
+    assert along["truth"].to_dict() == pytest.approx(along["reward model"].to_dict())
+    assert along["truth", "facts"] > 0.3 and along["truth"].between(-1, 1).all()
+    blind = course.results.frame("3.1", "accuracy", "but one").set_index("x")["value"]
+    ceiling = marks.mark_by(rows, known_values(rows).get).ceiling.mean()
+    assert (blind <= ceiling + 1e-9).all() and blind["facts"] < ceiling - 0.01
+
+
 def test_a_sweep_trains_what_is_not_there_yet(course):
     name, _, tokenizer = course.model("base"), *stages.load(course, course.model("base"))
     train = preferences.by_seed(course, tokenizer, "train", 4, 3)
@@ -206,6 +226,7 @@ def test_real_comparisons_come_from_people(monkeypatch, tmp_path, capsys):
     ]
     rows.append({"chosen": talk + " Same.", "rejected": talk + " Same."})
     rows.append({"chosen": talk + " A.", "rejected": "\n\nHuman: Ho\n\nAssistant: B."})
+    rows.append({"chosen": talk + " A.", "rejected": talk + " "})
     rows.append({"chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant: c", "rejected": talk + " d"})
     (tmp_path / "hh_rlhf").mkdir()
     path = tmp_path / "hh_rlhf" / "helpful-base-test.jsonl.gz"
@@ -214,7 +235,13 @@ def test_real_comparisons_come_from_people(monkeypatch, tmp_path, capsys):
     course = Course("03", load_profile("laptop"), "live", 0)
     train = preferences.comparisons(course, "train", 20)
     said = capsys.readouterr().out
-    for reason in ("40 good", "1 of identical", "1 without a common", "1 whose turns"):
+    for reason in (
+        "40 good",
+        "1 of identical",
+        "1 without a common",
+        "1 whose turns",
+        "1 with an empty",
+    ):
         assert reason in said
     assert train == preferences.comparisons(course, "train", 20, panel="biased")
     for row in train:

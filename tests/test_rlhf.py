@@ -10,7 +10,8 @@ from test_preferences import course  # noqa: F401  its instruct model has seen 8
 from test_stages import folder  # noqa: F401  a tiny base model
 from test_testbench import written
 
-from course_lib import chat, experiments, preferences, rlhf, stages, testbench
+from course_lib import chat, experiments, preferences, reward, rlhf, stages, testbench
+from course_lib.models import frozen_copy
 from course_lib.testbench import Written
 
 
@@ -80,8 +81,32 @@ def test_a_training_is_recorded_by_window(course, histories):  # noqa: F811
     assert wide["truth"].tolist() == [1, 1.5, 5.5] and wide["gain"].tolist() == [0, 0.5, 4.5]
 
 
-def test_too_few_points_are_not_fitted(course):  # noqa: F811
-    assert rlhf.fitted(course, "no such run") is None
+def test_curves_are_fitted_in_the_form_of_their_way_and_told_with_intervals_over_seeds(course):  # noqa: F811
+    results = course.results
+    for seed, d in itertools.product(range(3), (0.0, 1.0, 2.0, 3.0, 4.0)):
+        for name, gain in (("best of 9", d * (2 - 0.4 * d)), ("climb", d * (2 - np.log(d or 1)))):
+            results.add("along", name, d, seed, "kl", d**2)
+            results.add("along", name, d, seed, "gain", (1 + 0.1 * seed) * gain)
+    along = results.frame("along")
+    best, climb = (rlhf.fitted(along, name) for name in ("best of 9", "climb"))
+    assert (best.form, climb.form) == ("bon", "rl")
+    assert best.alpha.estimate == pytest.approx(2.2) and best.peak.estimate == pytest.approx(2.5)
+    assert climb.beta.estimate == pytest.approx(1.1) and climb.peak.low <= climb.peak.high
+    assert rlhf.fitted(along, "no such run") is None
+    assert rlhf.fitted(along[along["x"] < 3], "climb") is None  # too few points
+    table = rlhf.fit_rows(course, ["best of 9", "no such run"])
+    assert [row["√KL reached"] for row in table] == ["4.00"] and "[" in table[0]["α"]
+
+
+def test_the_same_answers_are_scored_by_another_reward_model(course):  # noqa: F811
+    here = testbench.load_bench(course, 6, 3, 0, ("4.1", "SFT"))
+    found = rlhf.rescored(here, here.before, 4)
+    assert (found.texts == here.before.texts).all() and found.truth is here.before.truth
+    model = reward.load_reward_model(preferences.reward_model(course, 4))
+    for place in ((0, 0), (2, 5)):
+        one = [here.rows[place[0]]["prompt"]], [found.texts[place]]
+        score = reward.normalise(model, reward.score_texts(model, here.tokenizer, *one))
+        assert found.proxy[place] == pytest.approx(score[0], abs=1e-4)
 
 
 def test_prompted_models_get_their_best_examples(course, monkeypatch):  # noqa: F811
@@ -110,11 +135,11 @@ def test_prompted_models_get_their_best_examples(course, monkeypatch):  # noqa: 
 
 
 def test_a_match_has_a_winner_and_a_loser(course):  # noqa: F811
-    rng = np.random.default_rng(0)
-    truths = {"a": rng.normal(size=(5, 2)), "b": rng.normal(size=(5, 4))}
+    truths = {"a": np.array([[2.0, 1.0], [5.0, 5.0]]), "b": np.array([[1.0], [5.0]])}
     rlhf.play(course, truths, 0)
-    rates = course.results.frame("4.5")["value"]
-    assert len(rates) == 2 and rates.sum() == pytest.approx(1)
+    rates = course.results.frame("4.5").set_index(["condition", "x"])["value"]
+    # a: one win and one draw at the first prompt, two draws at the second
+    assert rates.to_dict() == {("a", "b"): 0.625, ("b", "a"): 0.375}
 
 
 def test_wins_over_a_third_model_are_compared():
@@ -141,6 +166,12 @@ def test_hacked_answers_are_those_that_please_the_wrong_one():
 
 def test_a_walk_adds_up_to_the_score_less_the_penalty(course, short):  # noqa: F811
     here = testbench.load_bench(course, 6, 3, 0, ("4.1", "SFT"))
+    policy = frozen_copy(here.reference)
+    for weight in policy.parameters():
+        weight.data *= 1.05
+    _, (*_, moved) = rlhf.walk(here, policy, 0.5, num=4)
+    price = -0.5 * (moved["log π"] - moved["log π_ref"])
+    assert moved["-β log(π/π_ref)"] == pytest.approx(price, abs=1e-3) and abs(price) > 1e-3
     text, (*table, total) = rlhf.walk(here, here.reference, 0.5, num=4)
     places = [int(row["place"]) for row in table]
     assert len(places) == 4 and places == sorted(places) and "<|" not in text
@@ -150,6 +181,22 @@ def test_a_walk_adds_up_to_the_score_less_the_penalty(course, short):  # noqa: F
     found = rlhf.passes(here, "torn", 2, beta=0.5, cliprange=float("inf"))
     assert found.truth.shape == (3, testbench.TRIES)
     assert set(course.results.frame("break")["condition"]) == {"torn"}
+
+
+def test_what_it_costs_is_new_less_old(course):  # noqa: F811
+    old = written(np.zeros((2, 2)), false=np.array([[1.0, 0.0], [0.0, 0.0]]))
+    new = written([[3.0], [4.0]], false=np.array([[2.0], [1.5]]))
+    benches = {0: SimpleNamespace(before=old, course=course)}
+    values = {"SFT": (2.0, 0.5), "PPO": (2.5, 0.25)}
+    taxed = {
+        name: {0: {"document_loss": np.full(3, loss), "exam": np.full(3, exam)}}
+        for name, (loss, exam) in values.items()
+    }
+    found = rlhf.costs(benches, {0: new}, taxed)
+    assert found["4.4a"].estimate == 0.5 and found["4.4b"].estimate == -0.25
+    picked = testbench.Point(1.0, np.array([2.0]), np.zeros(1))
+    assert rlhf.beside(new, picked).tolist() == [1.0]  # PPO less best-of-n
+    assert found["4.6a"].estimate == 1.5  # in two answers, less one half and 0 before
 
 
 def test_the_claims_of_the_full_run(histories, course):  # noqa: F811
@@ -189,6 +236,7 @@ def test_the_claims_of_the_full_run(histories, course):  # noqa: F811
                     course.results.add("along", run, x, seed, measure, value)
     found = rlhf.only_full(benches, folders, after, loss, played)
     expected = {"4.1c": 0.25, "4.1f": 0.25, "4.2d": 1, "4.4c": 0.2, "4.4d": -0.5, "4.4e": -0.5}
+    expected |= {"4.2f": 0.0, "4.4f": 0.0, "4.4g": -1.0}  # all runs but γ = 1.0 gain the same
     expected |= {"4.1g": 0.5, "4.1h": 1.0, "4.2e": 1.0, "4.3i": 1.0, "4.3j": 1.0, "4.3k": 1.0}
     expected |= {"4.5b": 1, "4.5d": 1, "4.6b": 0.25, "4.6c": 0.5}
     expected["4.3e"] = min(1.375**0.5 - 0.375**0.5, 2.375**0.5 - 1.375**0.5)

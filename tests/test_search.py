@@ -116,7 +116,7 @@ def test_fit_recovers_a_known_curve_and_its_peak(form):
     peak = {"bon": 1.5 / 0.4, "rl": math.exp(1.5 / 0.6 - 1)}[form]
     exact = fit_overoptimisation(kl, CURVES[form](d), form)
     assert exact.alpha.estimate == pytest.approx(1.5) and exact.beta.estimate == pytest.approx(beta)
-    assert exact.peak.estimate == pytest.approx(peak) and exact.r2 == pytest.approx(1)
+    assert exact.peak.estimate == pytest.approx(peak) and exact.r2 == pytest.approx((1, 1, 1))
     grid = np.linspace(0.01, 12, 100_000)
     assert grid[CURVES[form](grid).argmax()] == pytest.approx(peak, abs=1e-3)
 
@@ -125,6 +125,10 @@ def test_two_runs_that_differ_have_an_interval():
     d = np.linspace(0.5, 5, 9)
     fit = fit_overoptimisation(d**2, [CURVES["bon"](d), 2 * CURVES["bon"](d)], "bon")
     assert fit.alpha == pytest.approx((2.25, 1.5, 3.0))  # 1.5 and twice that, resampled
+    residual = CURVES["bon"](d) / 2  # what each run lacks of the curve between them
+    gains = np.array([CURVES["bon"](d), 2 * CURVES["bon"](d)])
+    assert fit.r2.estimate == pytest.approx(1 - 2 * (residual**2).sum() / gains.var() / gains.size)
+    assert fit.r2.high == pytest.approx(1)  # the same run twice
 
 
 @pytest.mark.parametrize("form", CURVES)
@@ -141,7 +145,8 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(form, runs):
         )
         covered += fit.alpha.low <= 1.5 <= fit.alpha.high
         narrow += fit.alpha.high - fit.alpha.low < 0.6
-        assert fit.peak.low <= fit.peak.estimate <= fit.peak.high and fit.r2 <= 1
+        assert fit.peak.low <= fit.peak.estimate <= fit.peak.high
+        assert fit.r2.low <= fit.r2.estimate <= 1 and fit.r2.high <= 1
     assert covered >= 48 and narrow >= 50  # 95% less the bootstrap's shortness at few runs
 
 
