@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from transformers import PrinterCallback
 
 from course_lib import sources
 from course_lib.chat import Row, render_chat, render_prompt, run_conversation, stop_ids
@@ -219,9 +220,16 @@ def memory_table(rows: pd.DataFrame) -> pd.DataFrame:
     return table[["weights", "gradients and AdamW"]]
 
 
-def trl_settings(course: Course) -> dict[str, Any]:
-    """Arguments of TRL's trainer: full precision, rows as they come, no files but the losses."""
+def trl_settings(course: Course, ours: Sequence[dict], batch_size: int) -> dict[str, Any]:
+    """Arguments of TRL's trainer: full precision, rows as they come, no files but the losses.
+
+    The learning rate is that of our loop's history `ours`, all the way.
+    """
     return {
+        "learning_rate": ours[0]["learning_rate"],
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": batch_size,
+        "max_length": course.context,
         "output_dir": str(course.build / "trl"),
         "use_cpu": course.device == "cpu",
         "bf16": False,
@@ -235,9 +243,11 @@ def trl_settings(course: Course) -> dict[str, Any]:
     }
 
 
-def record_curves(course: Course, logs: dict[str, Sequence[dict]]) -> None:
-    """Record the losses of several trainings by step, as claim "trl"."""
-    for name, log in logs.items():
+def train_beside(course: Course, trainer: Any, ours: Sequence[dict]) -> None:
+    """Train with TRL's `trainer`; record its losses and our loop's by step, as claim "trl"."""
+    trainer.remove_callback(PrinterCallback)  # the losses are drawn
+    trainer.train()
+    for name, log in (("our loop", ours), ("TRL", trainer.state.log_history)):
         for step, row in enumerate((row for row in log if "loss" in row), start=1):
             course.results.add("trl", name, step, course.seed, "loss", float(row["loss"]))
 

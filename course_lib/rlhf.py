@@ -31,7 +31,7 @@ from course_lib.preferences import (
 from course_lib.results import full_runs
 from course_lib.sft import document_losses
 from course_lib.stages import load, training_history
-from course_lib.stats import Interval, over_seeds, ratio_items, smallest_step
+from course_lib.stats import Interval, over_seeds, ratio_items, smallest_step, t_interval
 from course_lib.testbench import Bench, Written
 
 if TYPE_CHECKING:
@@ -234,6 +234,17 @@ def best_of_n(bench: Bench) -> dict[int, testbench.Point]:
         for n in (AMOUNTS[0], AMOUNTS[-1]):
             testbench.best_of_n(bench, "along", f"best of n, {n} prompts", rescored(bench, pool, n))
     return testbench.best_of_n(bench, "along", "best of n", pool)
+
+
+def picks_after_the_peak(along: pd.DataFrame, name: str) -> Interval:
+    """Of rows "along" of best-of-n with several seeds: the truth's fall from its peak to most n.
+
+    The other seeds choose a seed's peak, as in `after_the_peak`.
+    """
+    rows = along[(along["condition"] == name) & (along["measure"] == "gain")]
+    gains = rows.pivot_table("value", "seed", "x").to_numpy()  # (seeds, ns)
+    others = (gains.sum(0) - gains) / (len(gains) - 1)
+    return t_interval(gains[range(len(gains)), others.argmax(1)] - gains[:, -1])
 
 
 def rescored(bench: Bench, pool: Written, n: int) -> Written:
@@ -460,6 +471,8 @@ def only_full(
     if course.truth_known:  # else nobody knows the gains along a training
         same = {"4.1h": ["λ = 0.95", "PPO"], "4.2e": ["no penalty", "PPO"]}
         same |= {"4.3j": amounts, "4.3k": amounts[1:]}
+        along = course.results.frame("along")
+        found["4.3l"] = picks_after_the_peak(along, f"best of n, {amounts[0]}")
         found |= {claim: same_distance(course, runs, seeds) for claim, runs in same.items()}
     if "biased labellers" in after:
         found["4.6b"] = over_seeds(gained("biased labellers", "false"))

@@ -234,11 +234,15 @@ def test_the_claims_of_the_full_run(histories, course):  # noqa: F811
             for x, (d, gained) in enumerate(((0, 0.0), (2, 1.0 + place), (3 + place, 0.0))):
                 for measure, value in (("kl", d**2), ("gain", gained)):
                     course.results.add("along", run, x, seed, measure, value)
+    for seed, n in itertools.product(range(3), (1, 8, 64)):
+        gained = {1: 0.0, 8: 2.0, 64: seed - 1.0}[n]  # peak at 8, then down to 0 on average
+        course.results.add("along", "best of n, 64 prompts", n, seed, "gain", gained)
     found = rlhf.only_full(benches, folders, after, loss, played)
     expected = {"4.1c": 0.25, "4.1f": 0.25, "4.2d": 1, "4.4c": 0.2, "4.4d": -0.5, "4.4e": -0.5}
     expected |= {"4.2f": 0.0, "4.4f": 0.0, "4.4g": -1.0}  # all runs but γ = 1.0 gain the same
     expected |= {"4.1g": 0.5, "4.1h": 1.0, "4.2e": 1.0, "4.3i": 1.0, "4.3j": 1.0, "4.3k": 1.0}
     expected |= {"4.5b": 1, "4.5d": 1, "4.6b": 0.25, "4.6c": 0.5}
+    expected["4.3l"] = 2.0
     expected["4.3e"] = min(1.375**0.5 - 0.375**0.5, 2.375**0.5 - 1.375**0.5)
     fall, rise = found.pop("4.3g"), found.pop("4.3h")  # of the second run, whose peak is its second
     assert (fall.estimate, rise.estimate) == pytest.approx((2, 0.8), abs=0.1)

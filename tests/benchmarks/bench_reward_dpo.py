@@ -1,8 +1,9 @@
 """Reward model and DPO of `l`: our loops beside TRL's trainers, the same pairs in the same order.
 
-fp32, no checkpointing, pairs of one length and of mixed lengths; tokens and MFU as in bench_sft.
-The training alone is timed: both sides have the reference's log-probabilities before. The third run
-of the reward model reads the same answers as rankings of K = 4: six comparisons for four reads.
+fp32 without checkpointing, and TRL's defaults (bf16 and checkpointing) beside our bf16, as in
+bench_sft, which also says what tokens and MFU are. Pairs of one length and of mixed lengths. The
+training alone is timed: both sides have the reference's log-probabilities before. The third run of
+the reward model reads the same answers as rankings of K = 4: six comparisons for four reads.
 
     python tests/benchmarks/bench_reward_dpo.py [--threads 2] [--rounds 3] [--steps 4]
 """
@@ -50,28 +51,31 @@ def answers(pair: dict) -> list[list[int]]:
     return [pair["prompt_ids"] + pair[side] for side in ("chosen_ids", "rejected_ids")]
 
 
-def ours_dpo(pairs: list[dict], steps: int, clock) -> tuple[float, list[float]]:
+def ours_dpo(pairs: list[dict], steps: int, clock, dtype="float32") -> tuple[float, list[float]]:
     model = make_model()
-    pairs = add_reference_logps(model, pairs)
+    pairs = add_reference_logps(model, pairs, dtype)
     start = clock()
-    history = train_dpo(model, pairs, DPOConfig(num_steps=steps, **SHARED))
+    history = train_dpo(model, pairs, DPOConfig(num_steps=steps, dtype=dtype, **SHARED))
     return clock() - start, history.column("loss")
 
 
-def ours_reward(pairs: list[dict], steps: int, clock, k: int = 2) -> tuple[float, list[float]]:
+def ours_reward(
+    pairs: list[dict], steps: int, clock, k: int = 2, dtype: str = "float32"
+) -> tuple[float, list[float]]:
     """k = 4 puts the answers of two pairs into one ranking."""
     lists = [answers(pair) for pair in pairs]
     if k == 4:
         lists = [one + other for one, other in zip(lists[::2], lists[1::2], strict=True)]
     rows = [{"completions": ids, "ranks": list(range(k))} for ids in lists]
     model = make_reward_model(make_model())
-    config = RewardConfig(num_steps=steps, **SHARED | {"batch_size": 2 * BATCH // k})
+    own = {"batch_size": 2 * BATCH // k, "dtype": dtype}
+    config = RewardConfig(num_steps=steps, **SHARED | own)
     start = clock()
     history = train_reward(model, rows, config)
     return clock() - start, history.column("loss")
 
 
-def trl(pairs: list[dict], steps: int, clock, kind: str) -> tuple[float, list[float]]:
+def trl(pairs: list[dict], steps: int, clock, kind: str, **changes) -> tuple[float, list[float]]:
     order = list(range(len(pairs)))
     random.Random(0).shuffle(order)
     options = {
@@ -80,13 +84,12 @@ def trl(pairs: list[dict], steps: int, clock, kind: str) -> tuple[float, list[fl
         "learning_rate": SHARED["learning_rate"],
         "lr_scheduler_type": "constant",
         "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
         "train_sampling_strategy": "sequential",
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
+        **changes,
     }
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = train_tokenizer(["a"], folder)
@@ -115,15 +118,21 @@ def main() -> None:
     options, clock = read_options()
     steps = options.steps
     print(f"{options.threads} threads, {options.rounds} rounds of {steps} steps of {BATCH} pairs")
+    same = {"bf16": False, "gradient_checkpointing": False}
+    bf16 = {"dtype": "bfloat16"}
     for title, mixed in (("one length", False), ("mixed lengths", True)):
         pairs = make_pairs(BATCH * steps, mixed)
         read = [{"input_ids": ids} for pair in pairs for ids in answers(pair)]
         runs = {
             "reward, ours": (lambda p=pairs: ours_reward(p, steps, clock), None),
-            "reward, TRL": (lambda p=pairs: trl(p, steps, clock, "reward"), "reward, ours"),
+            "reward, TRL": (lambda p=pairs: trl(p, steps, clock, "reward", **same), "reward, ours"),
             "reward, K = 4": (lambda p=pairs: ours_reward(p, steps, clock, 4), "reward, ours"),
+            "reward, bf16": (lambda p=pairs: ours_reward(p, steps, clock, **bf16), None),
+            "reward, TRL's": (lambda p=pairs: trl(p, steps, clock, "reward"), "reward, bf16"),
             "DPO, ours": (lambda p=pairs: ours_dpo(p, steps, clock), None),
-            "DPO, TRL": (lambda p=pairs: trl(p, steps, clock, "dpo"), "DPO, ours"),
+            "DPO, TRL": (lambda p=pairs: trl(p, steps, clock, "dpo", **same), "DPO, ours"),
+            "DPO, bf16": (lambda p=pairs: ours_dpo(p, steps, clock, **bf16), None),
+            "DPO, TRL's": (lambda p=pairs: trl(p, steps, clock, "dpo"), "DPO, bf16"),
         }
         compare(title, read, runs, options.rounds, clock)
 
