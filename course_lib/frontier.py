@@ -6,6 +6,7 @@ What notebook 05 measures on its test benches, one a seed (`testbench`).
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import json
 import random
@@ -175,11 +176,9 @@ def curve(course: Course, condition: str, measure: str, full: bool = False) -> p
     t-interval, which has no width for a single seed. It starts at the model before training,
     without an x.
     """
-    of_claim = (lambda claim: full_runs(course, claim)) if full else course.results.frame
-    before, rows = (
-        select(of_claim(claim), condition=name)
-        for claim, name in (("5.1", "before"), ("5.2", condition))
-    )
+    rows_of = functools.partial(full_runs, course) if full else course.results.frame
+    before = select(rows_of("5.1"), condition="before")
+    rows = select(rows_of("5.2"), condition=condition)
     places = [] if condition == "best-of-n" else [(None, before)]  # best of 1 is where it starts
     found = []
     for x, here in [*places, *rows.groupby("x")]:

@@ -65,8 +65,8 @@ class Scorer:
         if self.model is None:
             found["proxy"] = found["truth"] / TRUTH_UNIT
         else:
-            texts_of = (ids[:-1] if ids[-1] in self.stops else ids for ids in completions)
-            both = zip(prompts, texts_of, strict=True)
+            said = (ids[:-1] if ids[-1] in self.stops else ids for ids in completions)
+            both = zip(prompts, said, strict=True)
             read = [[*prompt, *ids, self.end] for prompt, ids in both]
             found["proxy"] = reward.normalise(self.model, reward.score_ids(self.model, read))
         self.seen.append({name: np.round(found[name], 4).tolist() for name in WATCHED})

@@ -282,14 +282,14 @@ def fit_rows(course: Course, curves: Sequence[str]) -> list[dict[str, str]]:
 
     Intervals are over seeds. One seed's points hang together, so there it has none.
     """
-    sources = {"this run": course.results.frame("along")}
-    sources |= {} if course.full else {"full runs": full_runs(course, "along")}
+    runs = {"this run": course.results.frame("along")}
+    runs |= {} if course.full else {"full runs": full_runs(course, "along")}
     table = []
-    for source, along in sources.items():
+    for whose, along in runs.items():
         for name in curves:
             if fit := fitted(along, name):
                 kl = along[(along["condition"] == name) & (along["measure"] == "kl")]["value"].max()
-                row = {"curve": name, "fitted to": source, "R²": fit.r2, "α": fit.alpha}
+                row = {"curve": name, "fitted to": whose, "R²": fit.r2, "α": fit.alpha}
                 row |= {"β": fit.beta, "√KL of the peak": fit.peak}
                 if along["seed"].nunique() == 1:
                     row |= {k: f"{v[0]:.3f}" for k, v in row.items() if isinstance(v, Interval)}
@@ -445,7 +445,7 @@ def only_full(
         return [after[name][s].kl.mean(1) for s in seeds]
 
     shares = [ratio_items(*pair) for pair in zip(gained("PPO"), gained("the truth"), strict=True)]
-    weaker = "β = 0.8", "PPO", "β = 0.05", "no penalty"  # penalties
+    weaker = "β = 0.8", "PPO", "β = 0.05", "no penalty"  # from the largest penalty to none
     nearer = [distance(name) for name in weaker]
     amounts = [f"{n} prompts" for n in AMOUNTS]
     weights = ("PPO", "γ = 0.1", "γ = 1.0")
