@@ -43,6 +43,7 @@ from course_lib.loop import (
     steps_of,
     to_device,
     training,
+    training_attention,
 )
 from course_lib.losses import Metrics, dpo_loss
 
@@ -175,7 +176,8 @@ def add_reference_logps(
 ) -> list[Pair]:
     """The rendered rows with `ref_chosen_logps` and `ref_rejected_logps`, once, before training.
 
-    `dtype` is that of the training: else the policy would not start at its reference.
+    `dtype` is that of the training, and so is the attention: else the policy would not start at its
+    reference.
     """
     logps = _all_logps(reference, rows, dtype)
     return [
@@ -264,7 +266,7 @@ def _no_reference(num_pairs: int) -> CourseError:
 def _all_logps(model, rows: Sequence[Pair], dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """`pair_logps` of all rows, two arrays (n,)."""
     out = np.zeros((2, len(rows)))
-    with evaluating(model), autocast(model, dtype):
+    with evaluating(model), training_attention(model), autocast(model, dtype):
         for group in _groups(model, rows):
             batch = to_device(collate_pairs([rows[i] for i in group]), model)
             out[:, group] = torch.stack(pair_logps(model, batch)).double().cpu().numpy()

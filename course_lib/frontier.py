@@ -26,7 +26,7 @@ from course_lib.losses import dpo_loss
 from course_lib.models import num_parameters
 from course_lib.ppo import PPOConfig
 from course_lib.preferences import SAMPLING, prompts_that_fit
-from course_lib.results import full_runs, select
+from course_lib.results import committed, full_runs, select
 from course_lib.reward import Comparison
 from course_lib.sft import completion_losses
 from course_lib.stages import load, training_history
@@ -218,6 +218,14 @@ def trial(
     policy = fresh(bench)
     history = dpo.train_dpo(policy, rows, config)
     return history[0]["loss"], testbench.measure(bench, policy, "break", name)
+
+
+def broken_runs() -> pd.DataFrame:
+    """What the trials "break" of the committed live runs wrote, means by condition and measure."""
+    rows = select(committed("05", "live"), "break")
+    if rows.empty:
+        return rows
+    return rows.pivot_table("value", "condition", "measure")[["truth", "kl", "length"]].round(2)
 
 
 def record_training(

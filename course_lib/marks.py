@@ -24,6 +24,7 @@ from course_lib.preferences import (
     reward_config,
     trained,
 )
+from course_lib.results import full_runs, select
 from course_lib.reward import Comparison, pairs_of
 from course_lib.stages import training_history
 from course_lib.stats import Interval, smallest_step
@@ -32,6 +33,7 @@ from course_lib.world import instructions, judge, labellers
 if TYPE_CHECKING:
     from course_lib.profiles import Course
 
+PARTS = {"false": "not false", "repetition": "not repeated", "forum": "no forum talk"}
 Place = tuple[str, str, float, int]  # (claim, condition, x, seed) of recorded results
 
 
@@ -170,6 +172,21 @@ def record_parts(course: Course, model: Any, rows: Sequence[Comparison], seed: i
     for part in parts.columns.drop("words"):
         blind = marks_of(rows, *reward.pair_margins(rows, (scores["truth"] - parts[part]).tolist()))
         course.results.add("3.1", "but one", part, seed, "accuracy", blind.accuracy.mean())
+
+
+def not_seen(course: Course) -> list[dict[str, Any]]:
+    """The accuracies "but one" of `record_parts` as a table: of this run, and of the full runs."""
+    if not course.truth_known:
+        return []
+    frames = {"this run": course.results.frame("3.1")}
+    frames |= {} if course.full else {"full runs": full_runs(course, "3.1")}
+    means = {}
+    for name, rows in frames.items():
+        blind = select(rows, measure="accuracy", condition="but one").groupby("x")["value"].mean()
+        exact = select(rows, measure="ceiling")["value"].mean()
+        means[name] = pd.concat([blind.rename(PARTS), pd.Series({"nothing (the ceiling)": exact})])
+    table = pd.DataFrame(means).sort_values("this run").rename_axis("not seen").reset_index()
+    return table.to_dict("records")
 
 
 def by_heart(model: Any, rows: Sequence[Comparison]) -> dict[str, float]:

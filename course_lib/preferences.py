@@ -144,11 +144,13 @@ def most_varied(rows: Sequence[Comparison]) -> Comparison:
     return max(rows, key=lambda row: np.ptp(row.get("scores", [0.0])))
 
 
-def show_answers(row: Comparison) -> list[dict[str, Any]]:
-    """The answers of a rendered row as a table: rank, true score where it is known, text."""
-    scores = row.get("scores", ["unknown"] * len(row["texts"]))
-    columns = zip(row["ranks"], scores, row["texts"], strict=True)
-    return [dict(zip(("rank", "true score", "answer"), cells, strict=True)) for cells in columns]
+def show_answers(row: Comparison, **columns: Sequence[Any]) -> list[dict[str, Any]]:
+    """The answers of a rendered row as a table, best first: rank, true score, `columns`, text."""
+    shown = {"rank": row["ranks"]}
+    shown |= {"true score": row.get("scores", ["unknown"] * len(row["texts"]))}
+    shown |= {**columns, "answer": row["texts"]}
+    table = [dict(zip(shown, cells, strict=True)) for cells in zip(*shown.values(), strict=True)]
+    return sorted(table, key=lambda answer: answer["rank"])
 
 
 def exact_ceiling(rows: Iterable[Comparison], panel: str = "unbiased") -> float:

@@ -110,13 +110,14 @@ def points(
     if averaged:
         own = own.groupby("x", as_index=False)[["at", "value"]].mean().assign(seed=0)
         live = live[:0]
+    lines = positions is None if joined is None else joined
     if course.profile.name == "pocket":
-        lines = positions is None if joined is None else joined
         _band(ax, full, live, series(order), lines, paths=bool(joined))
+        if label and own.empty and len(full):  # in the legend as it is drawn: a line, or a dash
+            look = {"marker": ""} if lines else {"marker": "_", "ms": 14, "linestyle": "none"}
+            ax.plot([], [], **series(order, label=label) | look)
     look = series(order, markeredgecolor="black", zorder=5, lw=1)
     look |= {} if joined else {"linestyle": "none"}
-    if label and own.empty and len(full) and course.profile.name == "pocket":
-        ax.plot([], [], label=label, **look)  # of what this run has not measured
     for _, run in own.sort_values("x").groupby("seed"):
         ax.plot(run["at"], run["value"], label=label, **look)
         label = None  # once
@@ -152,12 +153,9 @@ def _band(
     """Committed results: the mean of the full runs with its 95% t-interval over seeds.
 
     A line and a shade where `joined`, else points with whiskers. Of the live runs thin lines where
-    they are `paths`; else thick pale bars, the 95% prediction interval of one of them, which may
-    run out of the picture: the axes are made for what was measured. Fewer than `FEW_RUNS` give no
-    useful interval and are small pale dots.
+    they are `paths`; else thick pale bars, the 95% prediction interval of one of them. Fewer than
+    `FEW_RUNS` give no useful interval and are small pale dots.
     """
-    from matplotlib.lines import Line2D
-
     color = look["color"]
     if paths:
         for _, run in live.sort_values("x").groupby("seed"):
@@ -168,8 +166,7 @@ def _band(
             ax.plot([at] * len(values), values, ".", color=color, alpha=0.35)
         else:
             _, low, high = prediction_interval(values, level=0.95)
-            ax.add_artist(Line2D([at, at], [low, high], color=color, alpha=0.35, lw=5))
-            ax.plot([at] * len(values), values, linestyle="none", marker="")  # for the axes
+            ax.plot([at, at], [low, high], color=color, alpha=0.35, lw=5, solid_capstyle="butt")
     groups = [(at, values) for at, values in full.groupby("at")["value"] if len(values) > 1]
     if not groups:
         return
@@ -195,7 +192,7 @@ def diagram(
     """Boxes with words and arrows between them, for a picture of how models work together.
 
     `at` has the middle of each box; `trained` boxes are blue with a solid frame, `frozen` ones grey
-    with a dashed one. `back` stands on an arrow that returns from the last box to the second.
+    with a dashed one. `back` stands on arrows that return from the last box to the trained ones.
     """
     boxes = {}
     for name, (x, y) in at.items():
@@ -211,10 +208,11 @@ def diagram(
         ends = {"patchA": patches[start], "patchB": patches[end]}
         ax.annotate("", at[end], at[start], arrowprops=arrow | ends)
     if back:
-        first, last = list(at)[1], list(at)[-1]
-        ends = {"patchA": patches[last], "patchB": patches[first], "color": COLORS[0]}
-        bend = {"connectionstyle": "arc3,rad=-0.55"}
-        ax.annotate("", at[first], at[last], arrowprops=arrow | ends | bend)
+        first, last = trained[0], list(at)[-1]
+        for name in trained:
+            ends = {"patchA": patches[last], "patchB": patches[name], "color": COLORS[0]}
+            bend = {"connectionstyle": f"arc3,rad={-0.55 if name == first else -0.25}"}
+            ax.annotate("", at[name], at[last], arrowprops=arrow | ends | bend)
         middle = (at[first][0] + at[last][0]) / 2
         ax.text(middle, -0.85, back, color=COLORS[0], ha="center")
 

@@ -28,7 +28,7 @@ from course_lib.preferences import (
     prompts_that_fit,
     reward_model,
 )
-from course_lib.results import full_runs
+from course_lib.results import full_runs, select
 from course_lib.sft import document_losses
 from course_lib.stages import load, training_history
 from course_lib.stats import Interval, over_seeds, ratio_items, smallest_step, t_interval
@@ -100,6 +100,20 @@ def measure(
                 reference = frozen_copy(start)
             found[name][seed] = testbench.measure(bench, folder, "4.1", name, reference=reference)
     return found
+
+
+def full_wins(course: Course, most: int = 8) -> list[dict[str, str]]:
+    """The committed full runs' wins over SFT as a table: each run, and best-of-n to `most`."""
+    picks = select(full_runs(course, "along"), measure="wins", condition="best of n")
+    picks = picks[picks["x"].astype(float).between(2, most)]
+    rows = pd.concat(
+        [
+            select(full_runs(course, "4.1"), measure="wins"),
+            picks.assign(condition=[f"best of {n:g}" for n in picks["x"]]),
+        ]
+    )
+    means = rows.groupby("condition")["value"].mean().sort_values(ascending=False)
+    return [{"full runs": name, "wins over SFT": f"{mean:.3f}"} for name, mean in means.items()]
 
 
 # ---- along a training --------------------------------------------------------------------------
@@ -289,11 +303,11 @@ def fit_rows(course: Course, curves: Sequence[str]) -> list[dict[str, str]]:
         for name in curves:
             if fit := fitted(along, name):
                 kl = along[(along["condition"] == name) & (along["measure"] == "kl")]["value"].max()
-                row = {"curve": name, "fitted to": whose, "R²": fit.r2, "α": fit.alpha}
-                row |= {"β": fit.beta, "√KL of the peak": fit.peak}
+                row = {"curve": name, "fitted to": whose, "R²": fit.r2, "Gao's α": fit.alpha}
+                row |= {"Gao's β": fit.beta, "√KL of the peak": fit.peak}
                 if along["seed"].nunique() == 1:
                     row |= {k: f"{v[0]:.3f}" for k, v in row.items() if isinstance(v, Interval)}
-                row["√KL reached"] = f"{kl**0.5:.2f}"
+                row["√KL reached, at most"] = f"{kl**0.5:.2f}"
                 table.append({title: str(value) for title, value in row.items()})
     return table
 
@@ -525,21 +539,27 @@ def pleasing(written: Written, before: Written) -> float:
 def walk(bench: Bench, policy: Any, beta: float, num: int = 12) -> tuple[str, list[dict[str, Any]]]:
     """An answer of a policy to the first prompt, as PPO sees it: its text, and a table.
 
-    The `num` tokens that count most, in their order, and a line with the sums over all of them.
+    Of nine answers that whose log π/π_ref is in the middle. The `num` tokens that count most, in
+    their order, and a line with the sums over all of them.
     """
     tokenizer, by = bench.tokenizer, (bench.reward_model, bench.tokenizer)
     prompts = [chat.render_prompt(tokenizer, row["prompt"]) for row in bench.rows[:1]]
     scorer = policies.Scorer(bench.course, *by, bench.rows)
-    sampling = policies.sampling_config(tokenizer, num_generations=1)
+    sampling = policies.sampling_config(tokenizer, num_generations=9)
     at = bench.reference, None, prompts, scorer, sampling
     rollout = ppo.collect_rollout(policy, *at, bench.seed)
     ppo.compute_advantages(rollout, ppo.PPOConfig(beta=beta), beta)
-    ids = rollout.rows[0]["input_ids"][len(prompts[0]) :]
+    log_ratio = rollout.logprobs - rollout.ref_logprobs  # (9, C)
+    row = int(log_ratio.sum(-1).argsort()[len(log_ratio) // 2])
+    ids = rollout.rows[row]["input_ids"][len(prompts[0]) :]
+    score = torch.zeros(len(ids))
+    score[-1] = rollout.scores[row]
     columns = {
-        "log π": rollout.logprobs[0],
-        "log π_ref": rollout.ref_logprobs[0],
-        "-β log(π/π_ref)": -beta * (rollout.logprobs - rollout.ref_logprobs)[0],
-        "reward": rollout.rewards[0],
+        "log π": rollout.logprobs[row, : len(ids)],
+        "log π_ref": rollout.ref_logprobs[row, : len(ids)],
+        "-β log(π/π_ref)": -beta * log_ratio[row, : len(ids)],
+        "score": score,
+        "reward": rollout.rewards[row, : len(ids)],
     }
     heaviest = columns["reward"].abs().argsort(descending=True)[:num].sort().values.tolist()
     table = [

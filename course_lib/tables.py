@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,3 +44,20 @@ def side_by_side(rows: Iterable[Mapping[str, Any]], columns: list[str] | None = 
     texts = ["\n".join(f"{name}: {cell}" for name, cell in row.items()) for row in shown]
     cells = [[html.escape(cell) for cell in row.values()] for row in shown]
     return Table(columns, cells, "\n\n".join(texts))
+
+
+def show_settings(config: Any) -> Table:
+    """The fields of a config dataclass, with the comments that stand beside them in its source."""
+    meaning = dict(re.findall(r"^    (\w+):.*?  # (.+)$", inspect.getsource(type(config)), re.M))
+    rows = [(name, repr(value), meaning.get(name, "")) for name, value in vars(config).items()]
+    head = ("setting", "value", "meaning")
+    return side_by_side(dict(zip(head, row, strict=True)) for row in rows)
+
+
+def show_guesses(guesses: Mapping[str, Any], came: Sequence[Any]) -> Table:
+    """What a student guessed beside what came, in the same order."""
+    rows = zip(guesses.items(), came, strict=True)
+    return side_by_side(
+        {"": asked, "your guess": "" if guess is None else guess, "what came": str(value)}
+        for (asked, guess), value in rows
+    )

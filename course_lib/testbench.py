@@ -286,6 +286,18 @@ def table(
     return rows
 
 
+def answers_beside(
+    runs: Mapping[str, Mapping[int, Written]], seed: int, prompts: slice
+) -> list[dict[str, str]]:
+    """What was written first to some prompts, by run, as a table: true score and text."""
+    shown = {name: by_seed[seed] for name, by_seed in runs.items()}
+    table = [{"prompt": row["prompt"]} for row in next(iter(shown.values())).rows]
+    for name, one in shown.items():
+        for row, truth, text in zip(table, one.truth[:, 0], one.texts[:, 0], strict=True):
+            row[f"{name}: true score, answer"] = f"{truth:.1f}  {text}"
+    return table[prompts]
+
+
 def first_answers(runs: Mapping[str, Mapping[int, Written]], seed: int) -> list[dict[str, Any]]:
     """What was written to the first prompt, by run, as a table; of four answers the first one."""
     shown = {name: by_seed[seed] for name, by_seed in runs.items()}

@@ -155,6 +155,10 @@ def test_what_a_scorer_sees_and_what_it_would_lose_without(course, monkeypatch):
     blind = course.results.frame("3.1", "accuracy", "but one").set_index("x")["value"]
     ceiling = marks.mark_by(rows, known_values(rows).get).ceiling.mean()
     assert (blind <= ceiling + 1e-9).all() and blind["facts"] < ceiling - 0.01
+    marks.record(course, marks.mark_by(rows, known_values(rows).get), ("3.1", "longer", 0, 0))
+    table = {row["not seen"]: row["this run"] for row in marks.not_seen(course)}
+    assert list(table.values()) == sorted(table.values()) and table["facts"] == blind["facts"]
+    assert table["nothing (the ceiling)"] == pytest.approx(ceiling) and "not repeated" in table
 
 
 def test_a_sweep_trains_what_is_not_there_yet(course):

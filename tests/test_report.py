@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 
 from course_lib import CourseError, results
-from course_lib.report import LiveCurve, points, save_figure, series, side_by_side, subplots
+from course_lib.dpo import DPOConfig
+from course_lib.report import LiveCurve, points, save_figure, series, subplots
 from course_lib.results import COLUMNS, Results, committed, select
+from course_lib.tables import show_guesses, show_settings, side_by_side
 
 
 @pytest.fixture
@@ -97,9 +99,8 @@ def test_band_and_dots_stand_where_the_numbers_say(folder, course):
     assert len(bars) == 3 and bars[0].get_ydata()[0] < 8**0.5 + 1.055 < bars[0].get_ydata()[1]
     assert dots.get_label() == "m"
     assert dots.get_ydata().tolist() == pytest.approx([8**0.5, 8.0, 512**0.5])
-    # The axes are made for what was measured, a bar may run out of the picture.
-    assert all(low.get_ydata()[0] < 512**0.5 + 2 for low in bars)
-    assert ax.get_ylim()[1] < 512**0.5 + 4
+    low, high = ax.get_ylim()
+    assert all(low < end < high for bar in bars for end in bar.get_ydata())
 
 
 def test_few_live_runs_are_dots(folder, course):
@@ -225,6 +226,15 @@ def test_answers_are_escaped_and_keep_their_lines():
     assert "a\nb" in page and "pre-wrap" in page and "0.123" in page
     assert repr(table).startswith("prompt: <script>\nbase: a\nb")
     assert side_by_side([])._repr_html_()
+
+
+def test_settings_come_with_their_comments_and_guesses_with_what_came():
+    page = repr(show_settings(DPOConfig(beta=0.7)))
+    assert "setting: beta\nvalue: 0.7\nmeaning: " in page and "meaning: \n" not in page
+    page = repr(show_guesses({"wins": None, "length": "longer"}, [0.5, "82"]))
+    assert page == (
+        ": wins\nyour guess: \nwhat came: 0.5\n\n: length\nyour guess: longer\nwhat came: 82"
+    )
 
 
 def test_live_curve_shows_the_mean_of_the_last_losses(capsys):

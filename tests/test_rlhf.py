@@ -4,6 +4,7 @@ import itertools
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from test_policies import short  # noqa: F401  few and short completions
 from test_preferences import course  # noqa: F401  its instruct model has seen 8 demonstrations
@@ -95,7 +96,8 @@ def test_curves_are_fitted_in_the_form_of_their_way_and_told_with_intervals_over
     assert rlhf.fitted(along, "no such run") is None
     assert rlhf.fitted(along[along["x"] < 3], "climb") is None  # too few points
     table = rlhf.fit_rows(course, ["best of 9", "no such run"])
-    assert [row["√KL reached"] for row in table] == ["4.00"] and "[" in table[0]["α"]
+    assert [row["√KL reached, at most"] for row in table] == ["4.00"]
+    assert "[" in table[0]["Gao's α"]
 
 
 def test_the_same_answers_are_scored_by_another_reward_model(course):  # noqa: F811
@@ -172,6 +174,7 @@ def test_a_walk_adds_up_to_the_score_less_the_penalty(course, short):  # noqa: F
     _, (*_, moved) = rlhf.walk(here, policy, 0.5, num=4)
     price = -0.5 * (moved["log π"] - moved["log π_ref"])
     assert moved["-β log(π/π_ref)"] == pytest.approx(price, abs=1e-3) and abs(price) > 1e-3
+    assert moved["reward"] == pytest.approx(moved["score"] + price, abs=1e-3)
     text, (*table, total) = rlhf.walk(here, here.reference, 0.5, num=4)
     places = [int(row["place"]) for row in table]
     assert len(places) == 4 and places == sorted(places) and "<|" not in text
@@ -250,3 +253,13 @@ def test_the_claims_of_the_full_run(histories, course):  # noqa: F811
         expected, abs=0.02
     )
     assert rlhf.only_full(benches, folders, {"PPO": after["PPO"]}, loss, played) == {}
+
+
+def test_wins_of_the_full_runs_stand_beside_those_of_best_of_n(course, monkeypatch):  # noqa: F811
+    rows = [("4.1", "PPO", 0, "wins", 0.6), ("4.1", "PPO", 0, "truth", 9.0)]
+    rows += [("along", "best of n", n, "wins", 0.5 + n / 100) for n in (1, 2, 4, 16)]
+    rows += [("along", "best of n, 64 prompts", 4, "wins", 0.1)]
+    frame = pd.DataFrame(rows, columns=["claim", "condition", "x", "measure", "value"])
+    monkeypatch.setattr(rlhf, "full_runs", lambda _, claim: frame[frame["claim"] == claim])
+    table = [tuple(row.values()) for row in rlhf.full_wins(course)]
+    assert table == [("PPO", "0.600"), ("best of 4", "0.540"), ("best of 2", "0.520")]

@@ -60,6 +60,13 @@ def test_a_stage_is_trained_once_and_depends_on_its_settings(course):
     assert stages.instruct_model(course, num_examples=8, seed=1) != first
 
 
+def test_a_small_model_is_trained_in_fp32_on_any_cpu(course, folder, monkeypatch):
+    monkeypatch.setattr(stages, "bf16_pays", lambda: True)
+    assert stages.sft_config(course, str(folder)).dtype == "float32"
+    monkeypatch.setattr(stages, "parameters_of", lambda *_: stages.SMALL)
+    assert stages.sft_config(course, str(folder)).dtype == "bfloat16"
+
+
 def test_training_costs_six_operations_a_parameter_and_token(course, folder):
     spent = stages.training_operations(course, str(folder), 8)
     n = stages.parameters_of(course, str(folder))

@@ -101,3 +101,13 @@ def test_best_of_n_starts_at_the_policy_and_its_curve_is_fitted(course, short): 
     assert (wide["kl"][:8] <= wide["textbook kl"][:8] + 1e-9).all()
     assert (np.diff(wide["proxy"]) >= 0).all()
     assert set(course.results.frame("along")["condition"]) == {"best of n"}
+
+
+def test_answers_stand_beside_each_other_with_their_truth():
+    before, after = written([[1.0, 9.0], [2.0, 9.0]]), written([[3.0], [4.26]])
+    before.texts[1, 0], after.texts[1, 0] = "old", "new"
+    before.rows = [{"prompt": "how"}, {"prompt": "why"}]
+    (row,) = testbench.answers_beside({"SFT": {0: before}, "PPO": {0: after}}, 0, slice(1, 2))
+    assert row["prompt"] == "why"
+    assert row["SFT: true score, answer"] == "2.0  old"
+    assert row["PPO: true score, answer"] == "4.3  new"
