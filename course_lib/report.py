@@ -24,7 +24,6 @@ from course_lib import CourseError
 from course_lib.cache import build_dir, figures_dir, write_text
 from course_lib.results import committed, full_runs, select
 from course_lib.stats import prediction_interval, t_interval
-from course_lib.tables import side_by_side as side_by_side  # notebooks import it from here
 
 if TYPE_CHECKING:
     import pandas as pd
