@@ -1,6 +1,10 @@
 """The thin library behind the post-training course: losses, loops, a world whose truth is known."""
 
+import logging
 from pathlib import Path
+
+# On some CPUs bitsandbytes tells whoever imports it, which may be transformers, what it lacks.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"
 

@@ -121,11 +121,8 @@ def load_model(
 
 
 def _nf4(dtype: torch.dtype):
-    import logging
-
     from transformers import BitsAndBytesConfig
 
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -1,6 +1,5 @@
 """What a run may reach and say: no network in the pocket profile, no noise from libraries."""
 
-import logging
 import os
 import sys
 import warnings
@@ -76,7 +75,6 @@ def silence() -> None:
     for name, value in QUIET_ENV.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     warnings.filterwarnings("ignore", message=".*IProgress not found.*")
     # transformers to itself, when TRL asks whether activations are recomputed

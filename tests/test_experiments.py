@@ -1,5 +1,8 @@
 """The experiments' helpers, and what their comparisons rest on."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from course_runs import ROOT
@@ -55,3 +58,11 @@ def test_ratio_items_have_the_ratio_as_mean_and_its_spread():
     draws = rng.integers(400, size=(2000, 400))
     spread = np.std(a[draws].mean(1) / b[draws].mean(1))
     assert ratio_items(a, b).std() / 20 == pytest.approx(spread, rel=0.1)
+
+
+def test_importing_says_nothing():
+    """Where bitsandbytes misses something it says so to whoever imports it."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import course_lib.experiments"], capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("", "")
