@@ -212,11 +212,16 @@ def load_claims(path: Path | None = None) -> list[Claim]:
 
 def claims_table(notebook: str) -> Table:
     """The claims of a notebook in this build as a table, live ones beside those of the full run."""
-    rows = [row for row in load_claims() if row.notebook == notebook]
+    return beside_full([row for row in load_claims() if row.notebook == notebook])
+
+
+def beside_full(rows: Sequence[Claim]) -> Table:
+    """Claims as a table; live ones of the pocket models beside those of the committed full run."""
     full = load_claims(ROOT / "data" / "results" / "claims.json")
     if not rows or any((row.profile, row.effort) != ("pocket", "live") for row in rows):
         full = []
-    return verdict_table(rows, [row for row in full if row.notebook == notebook])
+    notebooks = {row.notebook for row in rows}
+    return verdict_table(rows, [row for row in full if row.notebook in notebooks])
 
 
 def verdict_table(rows: Sequence[Claim], full: Sequence[Claim] = ()) -> Table:

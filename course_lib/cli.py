@@ -96,7 +96,7 @@ def figures(
         str | None, typer.Option(help="full (or live): train again instead of redrawing.")
     ] = None,
 ) -> None:
-    """Redraw all figures from the committed results, in seconds and without training."""
+    """Redraw all figures from the committed results, in a minute and without training."""
     from course_lib.abilities import draw_abilities
     from course_lib.notebooks import find_notebooks
     from course_lib.reference import redraw

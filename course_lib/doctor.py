@@ -76,7 +76,7 @@ def _peak() -> Finding:
     from course_lib.machine import matmul_peak
 
     fp32, bf16 = matmul_peak("float32", 0.3), matmul_peak("bfloat16", 0.3)
-    pays = "bf16 pays here" if bf16 > 1.3 * fp32 else "bf16 does not pay here"
+    pays = "bf16 pays for large models" if bf16 > 1.3 * fp32 else "bf16 does not pay"
     slow = "under 20 GFLOP/s: close other programs, or expect several times the stated minutes"
     value = f"{fp32 / 1e9:.0f} GFLOP/s fp32, {bf16 / 1e9:.0f} bf16 ({pays})"
     return Finding("matrix products", value, slow if fp32 < 20e9 else "")

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from course_lib import ROOT, tables
 from course_lib.cache import build_dir, write_text
-from course_lib.claims import Claim, load_claims, refuted, verdict_table
+from course_lib.claims import Claim, beside_full, load_claims, refuted
 from course_lib.machine import describe
 from course_lib.results import committed
 from course_lib.run import Outcome, Plan
@@ -109,7 +109,7 @@ def write_report(plan: Plan, outcomes: list[Outcome], attention: list[str]) -> P
         *(f"<p>{html.escape(line)}</p>" for line in about),
         *(f"<p class=bad>{html.escape(sentence)}</p>" for sentence in attention),
         "<h2>Claims</h2>",
-        verdict_table(claims)._repr_html_() if claims else "<p>No claims were recorded.</p>",
+        beside_full(claims)._repr_html_() if claims else "<p>No claims were recorded.</p>",
         "<h2>Notebooks</h2>",
         _notebook_table(plan, outcomes),
         "<h2>Figures</h2>",
@@ -148,5 +148,5 @@ def _figure(path: Path) -> str:
     image = base64.b64encode(path.read_bytes()).decode()
     return (
         f'<figure><img alt="{html.escape(words["alt"])}" src="data:image/png;base64,{image}">'
-        f"<figcaption>{html.escape(words['caption'])}</figcaption></figure>"
+        f"<figcaption><b>{path.stem}.</b> {html.escape(words['caption'])}</figcaption></figure>"
     )
