@@ -33,6 +33,7 @@ from course_lib.world import instructions, judge, labellers
 if TYPE_CHECKING:
     from course_lib.profiles import Course
 
+# Points that the judge takes off, named by what is scored higher.
 PARTS = {"false": "not false", "repetition": "not repeated", "forum": "no forum talk"}
 Place = tuple[str, str, float, int]  # (claim, condition, x, seed) of recorded results
 

@@ -549,18 +549,15 @@ def walk(bench: Bench, policy: Any, beta: float, num: int = 12) -> tuple[str, li
     at = bench.reference, None, prompts, scorer, sampling
     rollout = ppo.collect_rollout(policy, *at, bench.seed)
     ppo.compute_advantages(rollout, ppo.PPOConfig(beta=beta), beta)
-    log_ratio = rollout.logprobs - rollout.ref_logprobs  # (9, C)
-    row = int(log_ratio.sum(-1).argsort()[len(log_ratio) // 2])
+    distances = (rollout.logprobs - rollout.ref_logprobs).sum(-1)  # (9,), pads are 0
+    row = int(distances.argsort()[len(distances) // 2])
     ids = rollout.rows[row]["input_ids"][len(prompts[0]) :]
-    score = torch.zeros(len(ids))
+    read = rollout.logprobs, rollout.ref_logprobs, rollout.rewards
+    new, ref, rewards = (values[row, : len(ids)] for values in read)
+    score = torch.zeros_like(rewards)
     score[-1] = rollout.scores[row]
-    columns = {
-        "log π": rollout.logprobs[row, : len(ids)],
-        "log π_ref": rollout.ref_logprobs[row, : len(ids)],
-        "-β log(π/π_ref)": -beta * log_ratio[row, : len(ids)],
-        "score": score,
-        "reward": rollout.rewards[row, : len(ids)],
-    }
+    columns = {"log π": new, "log π_ref": ref, "-β log(π/π_ref)": -beta * (new - ref)}
+    columns |= {"score": score, "reward": rewards}
     heaviest = columns["reward"].abs().argsort(descending=True)[:num].sort().values.tolist()
     table = [
         {"place": str(t + 1), "token": tokenizer.decode([ids[t]])}
