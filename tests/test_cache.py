@@ -7,7 +7,7 @@ import time
 import pytest
 
 from course_lib import CourseError
-from course_lib.cache import find_damage, stage
+from course_lib.core.cache import find_damage, stage
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ import torch
 from tiny import CHAT, QWEN_TEMPLATE, SMOL_TEMPLATE, tiny
 
 from course_lib import CourseError
-from course_lib import chat as chat_module
-from course_lib.chat import (
+from course_lib.algorithms import chat
+from course_lib.algorithms.chat import (
     batches,
     collate,
     end_of_turn,
@@ -19,7 +19,7 @@ from course_lib.chat import (
     show_tokens,
     stop_ids,
 )
-from course_lib.models import PLAIN_CHAT
+from course_lib.inputs.models import PLAIN_CHAT
 
 LEARNED = [
     "<calc>37 * 46</calc><|im_end|>",
@@ -162,7 +162,7 @@ def test_conversation_calls_tools_until_the_answer(monkeypatch):
             raise ValueError("no sum")
         return 37 * 46
 
-    monkeypatch.setattr(chat_module, "ask", fake_ask)
+    monkeypatch.setattr(chat, "ask", fake_ask)
     start = [[{"role": "user", "content": name}] for name in "abc"]
     a, b, c = run_conversation(model, tokenizer, start, {"calc": calculate})
     assert [m["role"] for m in a] == ["user", "assistant", "tool", "assistant"]

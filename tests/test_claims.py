@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from course_lib import CourseError
-from course_lib.claims import (
+from course_lib.core.stats import Interval
+from course_lib.kit.claims import (
     Claim,
     claim,
     claims_table,
@@ -17,7 +18,6 @@ from course_lib.claims import (
     verdict,
     verdict_table,
 )
-from course_lib.stats import Interval
 
 LOW, HIGH, WIDE = Interval(0.1, 0.05, 0.15), Interval(0.9, 0.85, 0.95), Interval(0.5, 0.0, 1.0)
 

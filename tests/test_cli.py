@@ -7,8 +7,9 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from course_lib import CourseError, doctor
-from course_lib.cli import app
+from course_lib import CourseError
+from course_lib.cli import doctor
+from course_lib.cli.main import app
 
 runner = CliRunner()
 

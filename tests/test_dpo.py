@@ -10,7 +10,7 @@ import torch
 from tiny import assert_batches_and_seeds_agree, tiny, tiny_folder, weights
 
 from course_lib import CourseError
-from course_lib.dpo import (
+from course_lib.algorithms.dpo import (
     DPOConfig,
     add_reference_logps,
     check_pairs,
@@ -21,8 +21,8 @@ from course_lib.dpo import (
     render_pairs,
     train_dpo,
 )
-from course_lib.logprobs import token_logprobs
-from course_lib.models import add_lora, frozen_copy, load_model
+from course_lib.algorithms.logprobs import token_logprobs
+from course_lib.inputs.models import add_lora, frozen_copy, load_model
 
 WORDS = ["moon", "rocket", "pens", "days", "euros", "answer", "problem", "question", "help"]
 

@@ -85,9 +85,9 @@ def test_the_table_lists_the_notebooks_that_exist():
 def test_readme_names_only_commands_that_exist(capsys):
     from typer.main import get_command
 
-    from course_lib import cli
+    from course_lib.cli import main
 
-    known = set(get_command(cli.app).commands)
+    known = set(get_command(main.app).commands)
     named = set(re.findall(r"(?:^|`|/)course ([a-z]+)", README, flags=re.M))
     assert named - known == set()
 

@@ -7,14 +7,15 @@ import pytest
 import torch
 from tiny import tiny
 
-from course_lib import CourseError, evaluate
-from course_lib.evaluate import (
+from course_lib import CourseError
+from course_lib.algorithms import evaluate
+from course_lib.algorithms.evaluate import (
     multiple_choice,
     multiple_choice_by_text,
     pass_at_k,
     solve_problems,
 )
-from course_lib.models import train_tokenizer
+from course_lib.inputs.models import train_tokenizer
 from course_lib.world.exam import dev_items, exam_items, render_prompt
 from course_lib.world.problems import problem_set
 

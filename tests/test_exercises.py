@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from course_lib import CourseError
-from course_lib.exercises import SEED, all_exercises, assess, check, find, hint, outputs, same
+from course_lib.exercises.check import SEED, all_exercises, assess, check, find, hint, outputs, same
 
 EXERCISES = all_exercises()
 every_exercise = pytest.mark.parametrize("name", EXERCISES)

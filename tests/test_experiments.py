@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from course_runs import ROOT
 
-from course_lib import experiments
-from course_lib.models import load_model
-from course_lib.stats import ratio_items
+from course_lib.core.stats import ratio_items
+from course_lib.experiments import sft_trials
+from course_lib.inputs.models import load_model
 
 needs_models = pytest.mark.skipif(
     not (ROOT / "data" / "models" / "m" / "config.json").is_file(), reason="no pocket models yet"
@@ -38,13 +38,13 @@ def test_4bit_weights_stay_near_the_originals():
 
 def test_without_takes_the_mask_off_these_tokens_only():
     row = {"input_ids": [5, 1, 7, 2], "completion_mask": [0, 0, 1, 1]}
-    assert experiments.without([row], [2]) == [row | {"completion_mask": [0, 0, 1, 0]}]
+    assert sft_trials.without([row], [2]) == [row | {"completion_mask": [0, 0, 1, 0]}]
 
 
 def test_paste_puts_a_page_before_the_request_and_keeps_the_answer():
     messages = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "reply"}]
     row = {"prompt": "ask", "messages": messages}
-    (pasted,) = experiments.paste([row], ["one two three"], 2)
+    (pasted,) = sft_trials.paste([row], ["one two three"], 2)
     assert pasted["prompt"] == "one two\n\nask" == pasted["messages"][0]["content"]
     assert pasted["messages"][1:] == messages[1:] and row["prompt"] == "ask"
 

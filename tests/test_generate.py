@@ -5,8 +5,8 @@ import torch
 from tiny import tiny
 
 from course_lib import CourseError
-from course_lib.generate import generate, sample
-from course_lib.logprobs import shift_mask, token_logprobs
+from course_lib.algorithms.logprobs import shift_mask, token_logprobs
+from course_lib.algorithms.sampling import generate, sample
 
 KINDS = ["llama", "smollm2", "qwen3"]
 PROMPTS = [[5, 9, 30], [7] * 12, [40, 41, 42, 43, 44], [12], [60, 61, 62]]

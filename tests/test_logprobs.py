@@ -5,17 +5,17 @@ import torch
 from tiny import CHAT, tiny
 
 from course_lib import CourseError
-from course_lib import logprobs as module
-from course_lib.chat import collate, render_chat
-from course_lib.logprobs import (
+from course_lib.algorithms import logprobs
+from course_lib.algorithms.chat import collate, render_chat
+from course_lib.algorithms.logprobs import (
     hidden_states,
     last_states,
     sequence_logps,
     shift_mask,
     token_logprobs,
 )
-from course_lib.losses import sft_loss
-from course_lib.models import add_lora
+from course_lib.algorithms.losses import sft_loss
+from course_lib.inputs.models import add_lora
 
 KINDS = ["llama", "smollm2", "qwen3"]
 
@@ -82,7 +82,7 @@ def test_blocks_of_logits_give_the_same_values_and_gradients(monkeypatch):
     _, batch = make_batch(tokenizer)
     grads = []
     for limit in (2**28, 7 * model.config.vocab_size):
-        monkeypatch.setattr(module, "MAX_LOGITS", limit)
+        monkeypatch.setattr(logprobs, "MAX_LOGITS", limit)
         model.zero_grad()
         loss = token_logprobs(model, batch["input_ids"], mask=batch["completion_mask"]).sum()
         loss.backward()

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from course_lib.losses import dpo_loss, rank_pairs, reward_loss
+from course_lib.algorithms.losses import dpo_loss, rank_pairs, reward_loss
 
 
 def test_reward_loss_is_the_loop_over_pairs():

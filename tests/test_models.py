@@ -6,9 +6,10 @@ import pytest
 import torch
 from tiny import tiny, tiny_folder
 
-from course_lib import CourseError, models
-from course_lib.chat import complete
-from course_lib.models import (
+from course_lib import CourseError
+from course_lib.algorithms.chat import complete
+from course_lib.inputs import models
+from course_lib.inputs.models import (
     POCKET_SIZES,
     SPECIAL_TOKENS,
     add_lora,

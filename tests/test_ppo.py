@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from tiny import TEXT, tiny
 
-from course_lib import CourseError, ppo
-from course_lib.chat import render_text
-from course_lib.generate import Generation, sample
-from course_lib.logprobs import token_logprobs
-from course_lib.losses import (
+from course_lib import CourseError
+from course_lib.algorithms import ppo
+from course_lib.algorithms.chat import render_text
+from course_lib.algorithms.logprobs import token_logprobs
+from course_lib.algorithms.losses import (
     clipped_policy_loss,
     clipped_value_loss,
     gae,
@@ -23,8 +23,7 @@ from course_lib.losses import (
     token_rewards,
     whiten,
 )
-from course_lib.models import add_lora, frozen_copy
-from course_lib.ppo import (
+from course_lib.algorithms.ppo import (
     PPOConfig,
     SamplingConfig,
     ValueHead,
@@ -36,6 +35,8 @@ from course_lib.ppo import (
     train_ppo,
     update_policy,
 )
+from course_lib.algorithms.sampling import Generation, sample
+from course_lib.inputs.models import add_lora, frozen_copy
 
 PROMPTS = [[5, 9, 30], [7] * 12, [40, 41, 42, 43, 44], [12], [60, 61, 62]]
 EOS = list(range(100, 130))  # so many that completions end at different times
@@ -218,7 +219,7 @@ def test_rollout_by_hand():
     assert rollout.metrics["sampler_gap"] < 1e-4
     assert 0 < rollout.missing_eos.float().mean() < 1
 
-    compute_advantages(rollout, config(), beta=0.2)
+    compute_advantages(rollout, config(beta=0.2))
     metrics = rollout_metrics(rollout)
     k1 = ((rollout.logprobs - rollout.ref_logprobs) * rollout.mask).sum(-1)
     total = rollout.scores - 0.2 * k1
@@ -232,7 +233,7 @@ def test_entropy_is_that_of_the_policy():
     rollout = collect_rollout(
         policy, reference, value, PROMPTS, even_tokens, sampling(num_generations=400)
     )
-    compute_advantages(rollout, config(), 0.1)
+    compute_advantages(rollout, config(beta=0.1))
     first = []
     with torch.no_grad():
         for prompt in PROMPTS:
@@ -246,7 +247,7 @@ def test_entropy_is_that_of_the_policy():
 def test_the_variance_that_the_values_explain():
     """All of it where they are the returns, none where they are equal, less where they mislead."""
     _, _, _, rollout = start()
-    compute_advantages(rollout, config(), 0.1)
+    compute_advantages(rollout, config(beta=0.1))
     told = {}
     for name, values in (
         ("all", rollout.returns),
@@ -263,7 +264,7 @@ def test_the_variance_that_the_values_explain():
 @pytest.mark.parametrize("whitened", [True, False])
 def test_before_an_update_the_ratio_is_1(whitened):
     policy, _, value, rollout = start()
-    compute_advantages(rollout, config(whiten_advantages=whitened), 0.1)
+    compute_advantages(rollout, config(whiten_advantages=whitened, beta=0.1))
     _, metrics = ppo_step(policy, value, rollout, [3, 0, 7, 14, 9], config())
     chosen = rollout.mask[[3, 0, 7, 14, 9]]
     mean = rollout.advantages[[3, 0, 7, 14, 9]][chosen].mean().item()
@@ -273,7 +274,7 @@ def test_before_an_update_the_ratio_is_1(whitened):
 
 def test_masked_tokens_get_no_gradient_and_eos_does():
     _, _, _, rollout = start()
-    compute_advantages(rollout, config(), 0.1)
+    compute_advantages(rollout, config(beta=0.1))
     torch.manual_seed(0)
     logprobs = (rollout.logprobs + 0.01 * torch.randn_like(rollout.logprobs)).requires_grad_()
     values = rollout.values.clone().requires_grad_()
@@ -292,7 +293,7 @@ def test_masked_tokens_get_no_gradient_and_eos_does():
 def test_advantages_push_their_token_up():
     """One step of plain descent: the tokens with a positive advantage become likelier."""
     policy, _, value, rollout = start()
-    compute_advantages(rollout, config(), 0.0)
+    compute_advantages(rollout, config(beta=0.0))
     loss, _ = ppo_step(policy, value, rollout, list(range(15)), config())
     loss.backward()
     with torch.no_grad():
@@ -305,7 +306,7 @@ def test_advantages_push_their_token_up():
 
 def test_a_value_head_on_the_policys_states_cannot_move_the_policy():
     policy, _, value, rollout = start()
-    compute_advantages(rollout, config(), 0.1)
+    compute_advantages(rollout, config(beta=0.1))
     torch.nn.init.normal_(value.linear.weight)
     assert (rollout.values == 0).all()  # zero at first
     _, values = ppo.forward(policy, value, rollout.rows, rollout.mask)
@@ -319,7 +320,7 @@ def test_parts_add_up_to_the_minibatch(monkeypatch):
     grads, metrics = [], []
     for tokens in (10_000, 1):
         policy, _, value, rollout = start()
-        compute_advantages(rollout, config(), 0.1)
+        compute_advantages(rollout, config(beta=0.1))
         monkeypatch.setattr(ppo, "forward_tokens", lambda _, n=tokens: n)
         metrics.append(ppo._backward(policy, value, rollout, list(range(15)), config()))
         grads.append([p.grad for m in (policy, value) for p in m.parameters()])

@@ -12,9 +12,11 @@ from course_runs import SHARED
 from test_stages import folder  # noqa: F401  a tiny base model
 from tiny import tiny
 
-from course_lib import dpo, marks, preferences, reward, stages
-from course_lib.models import load_model, load_tokenizer
-from course_lib.profiles import Course, load_profile, setup
+from course_lib.algorithms import dpo, reward
+from course_lib.experiments import preferences, recipes, reward_trials
+from course_lib.inputs.models import load_model, load_tokenizer
+from course_lib.inputs.profiles import load_profile
+from course_lib.kit.course import Course, setup
 from course_lib.world import labellers
 from course_lib.world.instructions import _draft, contrast, explain_prompts
 from course_lib.world.judge import confidence, false_statements, judge
@@ -24,7 +26,7 @@ from course_lib.world.judge import confidence, false_statements, judge
 def course(folder, tmp_path, monkeypatch):  # noqa: F811
     """Its instruct model is trained on 8 demonstrations: what it says means nothing."""
     monkeypatch.setenv("COURSE_BUILD", str(tmp_path))
-    made = stages.instruct_model
+    made = recipes.instruct_model
     monkeypatch.setattr(
         preferences,
         "instruct_model",
@@ -50,20 +52,20 @@ def known_values(rows):
 
 
 def test_answers_are_sampled_once_and_a_smaller_set_is_the_first_part(course):
-    rows = preferences.comparisons(course, "train", 6, 3)
-    again = preferences.comparisons(course, "train", 6, 3)
+    rows = recipes.comparisons(course, "train", 6, 3)
+    again = recipes.comparisons(course, "train", 6, 3)
     assert rows == again and len(rows) == 6
     for row in rows:
         assert len(row["completions"]) == len(row["scores"]) == 3
         assert sorted(row["ranks"]) == [1, 2, 3]
         for text, score in zip(row["completions"], row["scores"], strict=True):
             assert judge(row, text).score == score
-    assert preferences.comparisons(course, "train", 4, 3) == rows[:4]
+    assert recipes.comparisons(course, "train", 4, 3) == rows[:4]
     assert len(list((course.build / "cache").glob("answers-*/answers.json"))) == 2
-    biased = preferences.comparisons(course, "train", 6, 3, panel="biased")
+    biased = recipes.comparisons(course, "train", 6, 3, panel="biased")
     for one, other in zip(rows, biased, strict=True):
         assert one["completions"] == other["completions"]
-    prompts = {row["prompt"] for row in preferences.comparisons(course, "test", 6, 3)}
+    prompts = {row["prompt"] for row in recipes.comparisons(course, "test", 6, 3)}
     assert not prompts & {row["prompt"] for row in rows}
 
 
@@ -86,25 +88,25 @@ def test_probabilities_and_ceiling_are_the_labellers_own():
 def test_marks_of_an_oracle_a_coin_and_a_contrarian():
     rows = demonstrations_ranked()
     oracle = known_values(rows)
-    best = marks.mark_by(rows, oracle.get)
+    best = reward_trials.mark_by(rows, oracle.get)
     assert best.accuracy == pytest.approx(best.ceiling)
     assert best.predicted == pytest.approx(best.known)
-    coin = marks.mark_by(rows, lambda text: 0.0)
+    coin = reward_trials.mark_by(rows, lambda text: 0.0)
     assert coin.accuracy == pytest.approx(0.5) and coin.loss == pytest.approx(np.log(2))
-    worst = marks.mark_by(rows, lambda text: -oracle[text])
+    worst = reward_trials.mark_by(rows, lambda text: -oracle[text])
     assert worst.accuracy == pytest.approx(1 - best.accuracy)
     for found in (best, coin, worst):
         assert (found.accuracy <= found.ceiling + 1e-12).all()
     bare = [{k: v for k, v in row.items() if k != "utilities"} for row in rows]
-    unknown = marks.mark_by(bare, oracle.get)
+    unknown = reward_trials.mark_by(bare, oracle.get)
     assert unknown.ceiling is None and unknown.known is None
     assert unknown.accuracy == pytest.approx(best.agreement)
 
 
 def test_calibrated_means_as_sure_as_right(course):
     rows = demonstrations_ranked(300)
-    found = marks.mark_by(rows, known_values(rows).get)
-    marks.record_calibration(course, found, 0)
+    found = reward_trials.mark_by(rows, known_values(rows).get)
+    reward_trials.record_calibration(course, found, 0)
     wide = course.results.frame("3.1").pivot_table(index="x", columns="measure", values="value")
     bins = wide.dropna(subset=["predicted"])
     assert len(bins) == 10
@@ -128,9 +130,9 @@ def test_contrast_differs_in_truth_and_in_manner_only():
 
 
 def test_together_and_shuffled_see_the_same_comparisons(course):
-    _, tokenizer = stages.load(course, course.model("base"))
-    held_out = preferences.rendered(course, tokenizer, "test", 4, 3)
-    found = marks.batching(course, tokenizer, 4, 24, held_out, 0, step_answers=8)
+    _, tokenizer = recipes.load(course, course.model("base"))
+    held_out = recipes.rendered(course, tokenizer, "test", 4, 3)
+    found = reward_trials.batching(course, tokenizer, 4, 24, held_out, 0, step_answers=8)
     assert found["cost"] == pytest.approx(1 / 3)  # 1 / (K - 1)
     assert len(found["accuracy"]) == len(held_out) and len(found["by heart"]) == 4
     assert len(found["loss"]) == len(held_out)
@@ -140,51 +142,57 @@ def test_together_and_shuffled_see_the_same_comparisons(course):
 def test_how_much_of_the_panels_taste_is_taken_over():
     names = "judge", "biased labellers", "learned from unbiased", "learned from biased"
     told = dict(zip(names, (-3.0, 1.0, -0.5, 1.5), strict=True))
-    learned, panel = marks.taste({(n, "confident, false"): np.array([v]) for n, v in told.items()})
+    learned, panel = reward_trials.taste(
+        {(n, "confident, false"): np.array([v]) for n, v in told.items()}
+    )
     assert (learned.tolist(), panel.tolist()) == ([2.0], [4.0])
 
 
 def test_what_a_scorer_sees_and_what_it_would_lose_without(course, monkeypatch):
     rows = demonstrations_ranked()
     scores = [judge(row, text).score for row in rows for text in row["texts"]]
-    monkeypatch.setattr(marks.reward, "score_ids", lambda *_: 2 * np.array(scores) + 1)
-    marks.record_parts(course, None, rows, 0)
+    monkeypatch.setattr(reward_trials.reward, "score_ids", lambda *_: 2 * np.array(scores) + 1)
+    reward_trials.record_parts(course, None, rows, 0)
     along = course.results.frame("3.1", "correlation").set_index(["condition", "x"])["value"]
     assert along["truth"].to_dict() == pytest.approx(along["reward model"].to_dict())
     assert along["truth", "facts"] > 0.3 and along["truth"].between(-1, 1).all()
     blind = course.results.frame("3.1", "accuracy", "but one").set_index("x")["value"]
-    ceiling = marks.mark_by(rows, known_values(rows).get).ceiling.mean()
+    ceiling = reward_trials.mark_by(rows, known_values(rows).get).ceiling.mean()
     assert (blind <= ceiling + 1e-9).all() and blind["facts"] < ceiling - 0.01
-    marks.record(course, marks.mark_by(rows, known_values(rows).get), ("3.1", "longer", 0, 0))
-    table = {row["not seen"]: row["this run"] for row in marks.not_seen(course)}
+    reward_trials.record(
+        course, reward_trials.mark_by(rows, known_values(rows).get), ("3.1", "longer", 0, 0)
+    )
+    table = {row["not seen"]: row["this run"] for row in reward_trials.not_seen(course)}
     assert list(table.values()) == sorted(table.values()) and table["facts"] == blind["facts"]
     assert table["nothing (the ceiling)"] == pytest.approx(ceiling) and "not repeated" in table
 
 
 def test_a_sweep_trains_what_is_not_there_yet(course):
-    name, _, tokenizer = course.model("base"), *stages.load(course, course.model("base"))
-    train = preferences.by_seed(course, tokenizer, "train", 4, 3)
-    held_out = preferences.by_seed(course, tokenizer, "test", 4, 3)
-    path = preferences.reward_model(course, 4, 3)
-    key = (marks.short(name), 4, 0)
+    name, _, tokenizer = course.model("base"), *recipes.load(course, course.model("base"))
+    train = recipes.by_seed(course, tokenizer, "train", 4, 3)
+    held_out = recipes.by_seed(course, tokenizer, "test", 4, 3)
+    path = recipes.reward_model(course, 4, 3)
+    key = (reward_trials.short(name), 4, 0)
     trained = {key: reward.load_reward_model(path)}
-    runs = marks.sweep(course, [(name, 2), (name, 4)], train, held_out, trained)
+    runs = reward_trials.sweep(course, [(name, 2), (name, 4)], train, held_out, trained)
     assert list(runs) == [(key[0], 2, 0), key]
-    assert runs[key].accuracy == pytest.approx(marks.mark(trained[key], held_out[0]).accuracy)
-    step = marks.smallest_gain(course, runs, [(key[0], 2), (key[0], 4)])
+    assert runs[key].accuracy == pytest.approx(
+        reward_trials.mark(trained[key], held_out[0]).accuracy
+    )
+    step = reward_trials.smallest_gain(course, runs, [(key[0], 2), (key[0], 4)])
     assert step.estimate == pytest.approx((runs[key].accuracy - runs[key[0], 2, 0].accuracy).mean())
-    assert marks.by_heart(trained[key], train[0]).keys() >= {"their ceiling"}
+    assert reward_trials.by_heart(trained[key], train[0]).keys() >= {"their ceiling"}
 
 
 def test_reward_model_is_a_stage_with_a_scale(course):
     steps = []
-    first = preferences.reward_model(course, 8, 3, progress=lambda n: steps.append(n))
-    assert preferences.reward_model(course, 8, 3) == first and steps == [4]
-    assert preferences.reward_model(course, 8, 3, panel="biased") != first
-    assert stages.training_history(first)[0]["num_pairs"] == 6
+    first = recipes.reward_model(course, 8, 3, progress=lambda n: steps.append(n))
+    assert recipes.reward_model(course, 8, 3) == first and steps == [4]
+    assert recipes.reward_model(course, 8, 3, panel="biased") != first
+    assert recipes.training_history(first)[0]["num_pairs"] == 6
     model = reward.load_reward_model(first)
-    _, tokenizer = stages.load(course, first)
-    rows = preferences.rendered(course, tokenizer, "train", 8, 3)
+    _, tokenizer = recipes.load(course, first)
+    rows = recipes.rendered(course, tokenizer, "train", 8, 3)
     scores = reward.score_ids(model, [ids for row in rows for ids in row["completions"]])
     unit = reward.normalise(model, scores)
     assert unit.mean() == pytest.approx(0, abs=1e-4) and unit.std() == pytest.approx(1, abs=1e-3)
@@ -197,11 +205,11 @@ def test_where_people_ranked_answers_of_others_the_scale_is_the_policys(course, 
     ]
     monkeypatch.setitem(course.profile.data, "preferences", "people")
     monkeypatch.setattr(preferences.sources, "preference_rows", lambda *_: shouted)
-    folder = preferences.reward_model(course, 8, 3)  # noqa: F811
+    folder = recipes.reward_model(course, 8, 3)  # noqa: F811
     model = reward.load_reward_model(folder)
-    start = preferences.policy_of(course, course.model("base"), 0)
-    policy, tokenizer = preferences.load_policy(course, start)
-    rows = preferences.answered(course, policy, tokenizer, "train", preferences.NUM_SCALE, 3, 0)
+    start = recipes.policy_of(course, course.model("base"), 0)
+    policy, tokenizer = recipes.load_policy(course, start)
+    rows = recipes.answered(course, policy, tokenizer, "train", recipes.NUM_SCALE, 3, 0)
     asked = [row["prompt"] for row in rows for _ in range(3)]
     texts = [text for row in rows for text in row["completions"]]
     scores = reward.score_texts(model, tokenizer, asked, texts)
@@ -214,7 +222,7 @@ def test_who_is_taken_in_is_measured_in_points(course):
     models = {panel: reward.make_reward_model(model) for panel in preferences.PANELS}
     for scorer in models.values():
         torch.nn.init.zeros_(scorer.score.weight)  # all scores are 0
-    found = marks.taken_in(course, explain_prompts("test", 8), models, tokenizer, seed=0)
+    found = reward_trials.taken_in(course, explain_prompts("test", 8), models, tokenizer, seed=0)
     confident = {name: value for (name, told), value in found.items() if told == "confident, false"}
     assert confident["learned from biased"] == pytest.approx(np.zeros(8))
     assert (confident["judge"] < 0).all() and (confident["biased labellers"] > 0).all()
@@ -237,7 +245,7 @@ def test_real_comparisons_come_from_people(monkeypatch, tmp_path, capsys):
     path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     monkeypatch.setenv("COURSE_DATA", str(tmp_path))
     course = Course("03", load_profile("laptop"), "live", 0)
-    train = preferences.comparisons(course, "train", 20)
+    train = recipes.comparisons(course, "train", 20)
     said = capsys.readouterr().out
     for reason in (
         "40 good",
@@ -247,16 +255,14 @@ def test_real_comparisons_come_from_people(monkeypatch, tmp_path, capsys):
         "1 with an empty",
     ):
         assert reason in said
-    assert train == preferences.comparisons(course, "train", 20, panel="biased")
+    assert train == recipes.comparisons(course, "train", 20, panel="biased")
     for row in train:
         assert [turn["role"] for turn in row["prompt"]] == ["user", "assistant", "user"]
         winner, loser = reward.pairs_of(row)[0]
         assert row["completions"][winner] == "Because." and row["completions"][loser] == "No."
     assert {row["ranks"][0] for row in train} == {1, 2}  # the preferred one may stand first or last
     firsts = {row["prompt"][0]["content"] for row in train}
-    assert not firsts & {
-        r["prompt"][0]["content"] for r in preferences.comparisons(course, "test", 4)
-    }
+    assert not firsts & {r["prompt"][0]["content"] for r in recipes.comparisons(course, "test", 4)}
 
 
 def test_what_people_preferred_trains_both_ways_on_a_real_model(monkeypatch):
@@ -265,7 +271,7 @@ def test_what_people_preferred_trains_both_ways_on_a_real_model(monkeypatch):
         pytest.skip("HH-RLHF or the pretrained model babyllama105 is not beside the checkout")
     monkeypatch.setenv("COURSE_DATA", str(data))
     course = Course("03", load_profile("laptop"), "live", 0)
-    people = preferences.comparisons(course, "train", 300)
+    people = recipes.comparisons(course, "train", 300)
     model, tokenizer = load_model(str(weights)), load_tokenizer(str(weights))
     room = model.config.max_position_embeddings
 

@@ -10,8 +10,11 @@ import sys
 
 import pytest
 
-from course_lib import CourseError, offline, profiles
-from course_lib.profiles import PROFILES, apply_overrides, load_profile, setup
+from course_lib import CourseError
+from course_lib.core import offline
+from course_lib.inputs import profiles
+from course_lib.inputs.profiles import PROFILES, apply_overrides, load_profile
+from course_lib.kit.course import setup
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from course_runs import NOTEBOOKS, ROOT, SHARED, claims, course, executed, tail
 
-from course_lib.machine import bf16_pays
+from course_lib.core.machine import bf16_pays
 
 pytestmark = [
     pytest.mark.slow,

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from course_lib import CourseError, results
-from course_lib.dpo import DPOConfig
-from course_lib.report import LiveCurve, points, save_figure, series, subplots
-from course_lib.results import COLUMNS, Results, committed, select
-from course_lib.tables import show_guesses, show_settings, side_by_side
+from course_lib import CourseError
+from course_lib.algorithms.dpo import DPOConfig
+from course_lib.kit import results
+from course_lib.kit.figures import LiveCurve, points, save_figure, series, subplots
+from course_lib.kit.results import COLUMNS, Results, committed, select
+from course_lib.kit.tables import show_guesses, show_settings, side_by_side
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ import torch
 from tiny import assert_batches_and_seeds_agree, tiny
 
 from course_lib import CourseError
-from course_lib.losses import rank_pairs, reward_loss
-from course_lib.models import save_model
-from course_lib.reward import (
+from course_lib.algorithms.losses import rank_pairs, reward_loss
+from course_lib.algorithms.reward import (
     RewardConfig,
     calibration,
     collate_comparisons,
@@ -30,6 +29,7 @@ from course_lib.reward import (
     to_pairs,
     train_reward,
 )
+from course_lib.inputs.models import save_model
 
 WORDS = ["moon", "rocket", "pens", "days", "euros", "answer", "problem", "question", "help"]
 

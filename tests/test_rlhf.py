@@ -11,16 +11,25 @@ from test_preferences import course  # noqa: F401  its instruct model has seen 8
 from test_stages import folder  # noqa: F401  a tiny base model
 from test_testbench import written
 
-from course_lib import chat, experiments, preferences, reward, rlhf, stages, testbench
-from course_lib.models import frozen_copy
-from course_lib.testbench import Written
+from course_lib.algorithms import chat, reward
+from course_lib.experiments import (
+    answers,
+    measures,
+    policy_bench,
+    preferences,
+    recipes,
+    rlhf_trials,
+    sft_trials,
+)
+from course_lib.experiments.measures import Written
+from course_lib.inputs.models import frozen_copy
 
 
 @pytest.fixture
 def histories(monkeypatch):
     """Histories by name, in the place of folders."""
     found = {}
-    monkeypatch.setattr(rlhf, "training_history", found.get)
+    monkeypatch.setattr(rlhf_trials, "training_history", found.get)
     return found
 
 
@@ -36,7 +45,7 @@ def history(truth, rng, n=16, spread=1.0):
             ).tolist(),
             "proxy": [0.1 * i] * n,
             "false": [i / 10] * n,
-            "kl": i / rlhf.WINDOW,
+            "kl": i / rlhf_trials.WINDOW,
         }
         for i, mean in enumerate(truth)
     ]
@@ -47,35 +56,37 @@ def test_luck_alone_makes_a_peak_but_no_fall(histories):
     for _ in range(200):
         for seed in range(3):
             histories[seed] = history(np.zeros(32), rng)
-        means = [window.mean() for window in rlhf.windows(histories[0], "truth")]
+        means = [window.mean() for window in rlhf_trials.windows(histories[0], "truth")]
         naive.append(max(means) - means[-1])
-        one.append(np.mean(rlhf.after_the_peak({0: 0})[0]))
-        many.append(np.mean([f.mean() for f in rlhf.after_the_peak({s: s for s in range(3)})[0]]))
+        one.append(np.mean(rlhf_trials.after_the_peak({0: 0})[0]))
+        many.append(
+            np.mean([f.mean() for f in rlhf_trials.after_the_peak({s: s for s in range(3)})[0]])
+        )
     assert np.mean(naive) > 0.2  # the peak of noise lies above its last value
     assert abs(np.mean(one)) < 0.06 and abs(np.mean(many)) < 0.06
 
 
 def test_a_true_fall_and_what_the_score_did_meanwhile(histories):
     rng = np.random.default_rng(1)
-    truth = np.repeat([0.0, 2.0, 1.0, -1.0], rlhf.WINDOW)
+    truth = np.repeat([0.0, 2.0, 1.0, -1.0], rlhf_trials.WINDOW)
     for seed in (0, 1):
         histories[seed] = history(truth, rng, spread=0.1)
     for folders in ({0: 0}, {0: 0, 1: 1}):
-        falls, rises = rlhf.after_the_peak(folders)
+        falls, rises = rlhf_trials.after_the_peak(folders)
         assert len(falls) == len(folders)
         assert falls[0].mean() == pytest.approx(3, abs=0.1)
-        assert rises[0].mean() == pytest.approx(0.1 * 2 * rlhf.WINDOW)
-    early = history(np.repeat([2.0, 0, 0, 0], rlhf.WINDOW), rng, spread=0.1)
+        assert rises[0].mean() == pytest.approx(0.1 * 2 * rlhf_trials.WINDOW)
+    early = history(np.repeat([2.0, 0, 0, 0], rlhf_trials.WINDOW), rng, spread=0.1)
     histories.update({2: early, 3: early})
-    step = rlhf.later_peak([{2: 2, 3: 3}, {0: 0, 1: 1}])
+    step = rlhf_trials.later_peak([{2: 2, 3: 3}, {0: 0, 1: 1}])
     assert step.estimate == pytest.approx(1.375**0.5 - 0.375**0.5)
 
 
 def test_a_training_is_recorded_by_window(course, histories):  # noqa: F811
     rows = history(np.arange(9.0), np.random.default_rng(0), spread=0)
-    more = dict.fromkeys(rlhf.NOTED[1:], 1.0)
+    more = dict.fromkeys(rlhf_trials.NOTED[1:], 1.0)
     histories["run"] = [row | more for row in rows]  # the ninth iteration fills no window
-    rlhf.record_training(course, "PPO", "run", 0, {"truth": 1.0, "kl": 0.0})
+    rlhf_trials.record_training(course, "PPO", "run", 0, {"truth": 1.0, "kl": 0.0})
     frame = course.results.frame("along", condition="PPO")
     wide = frame.pivot_table(index="x", columns="measure", values="value")
     assert wide.index.tolist() == [0, 4, 8]
@@ -89,22 +100,22 @@ def test_curves_are_fitted_in_the_form_of_their_way_and_told_with_intervals_over
             results.add("along", name, d, seed, "kl", d**2)
             results.add("along", name, d, seed, "gain", (1 + 0.1 * seed) * gain)
     along = results.frame("along")
-    best, climb = (rlhf.fitted(along, name) for name in ("best of 9", "climb"))
+    best, climb = (rlhf_trials.fitted(along, name) for name in ("best of 9", "climb"))
     assert (best.form, climb.form) == ("bon", "rl")
     assert best.alpha.estimate == pytest.approx(2.2) and best.peak.estimate == pytest.approx(2.5)
     assert climb.beta.estimate == pytest.approx(1.1) and climb.peak.low <= climb.peak.high
-    assert rlhf.fitted(along, "no such run") is None
-    assert rlhf.fitted(along[along["x"] < 3], "climb") is None  # too few points
-    table = rlhf.fit_rows(course, ["best of 9", "no such run"])
+    assert rlhf_trials.fitted(along, "no such run") is None
+    assert rlhf_trials.fitted(along[along["x"] < 3], "climb") is None  # too few points
+    table = rlhf_trials.fit_rows(course, ["best of 9", "no such run"])
     assert [row["√KL reached, at most"] for row in table] == ["4.00"]
     assert "[" in table[0]["Gao's α"]
 
 
 def test_the_same_answers_are_scored_by_another_reward_model(course):  # noqa: F811
-    here = testbench.load_bench(course, 6, 3, 0, ("4.1", "SFT"))
-    found = rlhf.rescored(here, here.before, 4)
+    here = policy_bench.load_bench(course, 6, 3, 0, ("4.1", "SFT"))
+    found = rlhf_trials.rescored(here, here.before, 4)
     assert (found.texts == here.before.texts).all() and found.truth is here.before.truth
-    model = reward.load_reward_model(preferences.reward_model(course, 4))
+    model = reward.load_reward_model(recipes.reward_model(course, 4))
     for place in ((0, 0), (2, 5)):
         one = [here.rows[place[0]]["prompt"]], [found.texts[place]]
         score = reward.normalise(model, reward.score_texts(model, here.tokenizer, *one))
@@ -120,25 +131,25 @@ def test_prompted_models_get_their_best_examples(course, monkeypatch):  # noqa: 
 
     monkeypatch.setattr(chat, "complete", complete)
     base = course.model("base")
-    rows = preferences.prompts_that_fit(course, *preferences.load(course, base), "test", 2)
+    rows = answers.prompts_that_fit(course, *preferences.load(course, base), "test", 2)
     here = SimpleNamespace(course=course, rows=rows, seed=0)
-    assert rlhf.prompted(here, base, 2).shape == (2, 2)
+    assert rlhf_trials.prompted(here, base, 2).shape == (2, 2)
     assert asked[0].endswith(f"User: {rows[0]['prompt']}\nAssistant:")
-    _, tokenizer = stages.load(course, base)
-    room = course.context - experiments.SAMPLING["max_new_tokens"]
+    _, tokenizer = recipes.load(course, base)
+    room = course.context - sft_trials.SAMPLING["max_new_tokens"]
     assert all(len(ids) <= room for ids in tokenizer(asked)["input_ids"])  # and an answer fits
-    turns = rlhf.transcript(here, tokenizer, 3, 10**6).split("User:")[1:]
+    turns = rlhf_trials.transcript(here, tokenizer, 3, 10**6).split("User:")[1:]
     assert len(turns) == 3
     longest = max(len(tokenizer(f"User:{turn}")["input_ids"]) for turn in turns)
-    shorter = rlhf.transcript(here, tokenizer, 3, longest - 1).split("User:")[1:]
+    shorter = rlhf_trials.transcript(here, tokenizer, 3, longest - 1).split("User:")[1:]
     assert len(shorter) == 3 and len({*turns, *shorter}) > 3  # the next best that are short enough
-    rlhf.prompted(here, base, 2, shots=0)
+    rlhf_trials.prompted(here, base, 2, shots=0)
     assert asked[-1] == rows[1]["prompt"]
 
 
 def test_a_match_has_a_winner_and_a_loser(course):  # noqa: F811
     truths = {"a": np.array([[2.0, 1.0], [5.0, 5.0]]), "b": np.array([[1.0], [5.0]])}
-    rlhf.play(course, truths, 0)
+    rlhf_trials.play(course, truths, 0)
     rates = course.results.frame("4.5").set_index(["condition", "x"])["value"]
     # a: one win and one draw at the first prompt, two draws at the second
     assert rates.to_dict() == {("a", "b"): 0.625, ("b", "a"): 0.375}
@@ -150,7 +161,7 @@ def test_wins_over_a_third_model_are_compared():
         "b": np.array([[0.0], [1.0]]),
         "c": np.array([[1.0], [1.0]]),
     }
-    assert rlhf.more_wins(truths, "a", "b", "c").tolist() == [1, 0]
+    assert rlhf_trials.more_wins(truths, "a", "b", "c").tolist() == [1, 0]
 
 
 def test_hacked_answers_are_those_that_please_the_wrong_one():
@@ -159,30 +170,32 @@ def test_hacked_answers_are_those_that_please_the_wrong_one():
     empty, rows = np.zeros((2, 2)), [{"prompt": "p"}, {"prompt": "q"}]
     written = Written(rows, texts, truth, proxy, *[empty] * 3)
     before = Written(rows, texts, np.array([[0.0, 1.0], [1.0, 1.0]]), proxy, *[empty] * 3)
-    shown = rlhf.hacked(written, before, num=3)  # below three in four before: the two bad ones
+    shown = rlhf_trials.hacked(
+        written, before, num=3
+    )  # below three in four before: the two bad ones
     assert [row["answer"] for row in shown] == ["worst", "bad"]
     assert shown[0]["prompt"] == "q"
-    assert [row["answer"] for row in rlhf.hacked(written, written, num=3)] == ["worst"]
-    assert rlhf.pleasing(written, written) == 0.5  # two please, of which "worst" is low
+    assert [row["answer"] for row in rlhf_trials.hacked(written, written, num=3)] == ["worst"]
+    assert rlhf_trials.pleasing(written, written) == 0.5  # two please, of which "worst" is low
 
 
 def test_a_walk_adds_up_to_the_score_less_the_penalty(course, short):  # noqa: F811
-    here = testbench.load_bench(course, 6, 3, 0, ("4.1", "SFT"))
+    here = policy_bench.load_bench(course, 6, 3, 0, ("4.1", "SFT"))
     policy = frozen_copy(here.reference)
     for weight in policy.parameters():
         weight.data *= 1.05
-    _, (*_, moved) = rlhf.walk(here, policy, 0.5, num=4)
+    _, (*_, moved) = rlhf_trials.walk(here, policy, 0.5, num=4)
     price = -0.5 * (moved["log π"] - moved["log π_ref"])
     assert moved["-β log(π/π_ref)"] == pytest.approx(price, abs=1e-3) and abs(price) > 1e-3
     assert moved["reward"] == pytest.approx(moved["score"] + price, abs=1e-3)
-    text, (*table, total) = rlhf.walk(here, here.reference, 0.5, num=4)
+    text, (*table, total) = rlhf_trials.walk(here, here.reference, 0.5, num=4)
     places = [int(row["place"]) for row in table]
     assert len(places) == 4 and places == sorted(places) and "<|" not in text
     score = table[-1]["reward"]  # of the last token: policy and reference are the same
     assert total["reward"] == pytest.approx(score, abs=1e-4)
     assert total["-β log(π/π_ref)"] == pytest.approx(0, abs=1e-4)
-    found = rlhf.passes(here, "torn", 2, beta=0.5, cliprange=float("inf"))
-    assert found.truth.shape == (3, testbench.TRIES)
+    found = rlhf_trials.passes(here, "torn", 2, beta=0.5, cliprange=float("inf"))
+    assert found.truth.shape == (3, measures.TRIES)
     assert set(course.results.frame("break")["condition"]) == {"torn"}
 
 
@@ -195,10 +208,10 @@ def test_what_it_costs_is_new_less_old(course):  # noqa: F811
         name: {0: {"document_loss": np.full(3, loss), "exam": np.full(3, exam)}}
         for name, (loss, exam) in values.items()
     }
-    found = rlhf.costs(benches, {0: new}, taxed)
+    found = rlhf_trials.costs(benches, {0: new}, taxed)
     assert found["4.4a"].estimate == 0.5 and found["4.4b"].estimate == -0.25
-    picked = testbench.Point(1.0, np.array([2.0]), np.zeros(1))
-    assert rlhf.beside(new, picked).tolist() == [1.0]  # PPO less best-of-n
+    picked = policy_bench.Point(1.0, np.array([2.0]), np.zeros(1))
+    assert rlhf_trials.beside(new, picked).tolist() == [1.0]  # PPO less best-of-n
     assert found["4.6a"].estimate == 1.5  # in two answers, less one half and 0 before
 
 
@@ -228,7 +241,7 @@ def test_the_claims_of_the_full_run(histories, course):  # noqa: F811
         for n, v in losses.items()
     }
     for place, peak in enumerate((0, 1, 2)):
-        truth = np.repeat([2.0 if i == peak else 0.0 for i in range(4)], rlhf.WINDOW)
+        truth = np.repeat([2.0 if i == peak else 0.0 for i in range(4)], rlhf_trials.WINDOW)
         histories[f"run {peak}"] = history(truth, rng, spread=0.1)
         name = f"{(64, 512, 4096)[place]} prompts"
         folders[name] = dict.fromkeys(range(3), f"run {peak}")
@@ -240,7 +253,7 @@ def test_the_claims_of_the_full_run(histories, course):  # noqa: F811
     for seed, n in itertools.product(range(3), (1, 8, 64)):
         gained = {1: 0.0, 8: 2.0, 64: seed - 1.0}[n]  # peak at 8, then down to 0 on average
         course.results.add("along", "best of n, 64 prompts", n, seed, "gain", gained)
-    found = rlhf.only_full(benches, folders, after, loss, played)
+    found = rlhf_trials.only_full(benches, folders, after, loss, played)
     expected = {"4.1c": 0.25, "4.1f": 0.25, "4.2d": 1, "4.4c": 0.2, "4.4d": -0.5, "4.4e": -0.5}
     expected |= {"4.2f": 0.0, "4.4f": 0.0, "4.4g": -1.0}  # all runs but γ = 1.0 gain the same
     expected |= {"4.1g": 0.5, "4.1h": 1.0, "4.2e": 1.0, "4.3i": 1.0, "4.3j": 1.0, "4.3k": 1.0}
@@ -252,7 +265,7 @@ def test_the_claims_of_the_full_run(histories, course):  # noqa: F811
     assert {claim: one.estimate for claim, one in found.items()} == pytest.approx(
         expected, abs=0.02
     )
-    assert rlhf.only_full(benches, folders, {"PPO": after["PPO"]}, loss, played) == {}
+    assert rlhf_trials.only_full(benches, folders, {"PPO": after["PPO"]}, loss, played) == {}
 
 
 def test_wins_of_the_full_runs_stand_beside_those_of_best_of_n(course, monkeypatch):  # noqa: F811
@@ -260,6 +273,6 @@ def test_wins_of_the_full_runs_stand_beside_those_of_best_of_n(course, monkeypat
     rows += [("along", "best of n", n, "wins", 0.5 + n / 100) for n in (1, 2, 4, 16)]
     rows += [("along", "best of n, 64 prompts", 4, "wins", 0.1)]
     frame = pd.DataFrame(rows, columns=["claim", "condition", "x", "measure", "value"])
-    monkeypatch.setattr(rlhf, "full_runs", lambda _, claim: frame[frame["claim"] == claim])
-    table = [tuple(row.values()) for row in rlhf.full_wins(course)]
+    monkeypatch.setattr(rlhf_trials, "full_runs", lambda _, claim: frame[frame["claim"] == claim])
+    table = [tuple(row.values()) for row in rlhf_trials.full_wins(course)]
     assert table == [("PPO", "0.600"), ("best of 4", "0.540"), ("best of 2", "0.520")]

@@ -16,11 +16,12 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from rich.console import Console
 
-from course_lib import CourseError, run, summary
-from course_lib.execute import execute
-from course_lib.notebooks import find_notebooks
-from course_lib.run import load_outcome, make_plan, only_one, run_plan
-from course_lib.summary import outside_band, refuted_claims, write_report
+from course_lib import CourseError
+from course_lib.cli import report, run
+from course_lib.cli.execute import execute
+from course_lib.cli.notebooks import find_notebooks
+from course_lib.cli.report import outside_band, refuted_claims, write_report
+from course_lib.cli.run import load_outcome, make_plan, only_one, run_plan
 
 console = Console(highlight=False, soft_wrap=True)
 PARAMETERS = 'PROFILE = "pocket"\nEFFORT = "live"\nSEED = 0\nEXAMPLES = 8\nRATE = 0.1'
@@ -221,7 +222,7 @@ def test_refuted_claim_and_value_outside_its_band(folders, tmp_path, monkeypatch
     own.mkdir(parents=True)
     text = head + "01,1.1,base,8,0,share,0.9\n01,1.1,new,8,0,share,0.9\n"
     (own / "01_live.csv").write_text(text, encoding="utf-8")
-    for module in (summary, sys.modules["course_lib.results"]):
+    for module in (report, sys.modules["course_lib.kit.results"]):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     outcome = run.Outcome("01", claims=[committed_claim(effect=0.1, high=0.15, holds=False)])
     plan = make_plan()
@@ -253,12 +254,12 @@ def test_model_folder_reaches_the_notebook(folders, tmp_path):
 
 
 def test_reference_runs_are_collected_and_figures_redrawn(folders, tmp_path, monkeypatch, capsys):
-    from course_lib import reference
+    from course_lib.cli import committed
 
     source = CLAIM.format(number="1").replace("RATE * 5)", "RATE * 5 + SEED / 1000)")
     path = write_stub(folders, "01", source)
-    monkeypatch.setattr(reference, "ROOT", tmp_path)
-    written = reference.make_reference(["01"], "live", 2)
+    monkeypatch.setattr(committed, "ROOT", tmp_path)
+    written = committed.make_reference(["01"], "live", 2)
     assert {p.name for p in written} == {"01_live.csv", "01_live.json", "claims_live.json"}
     results = tmp_path / "data" / "results"
     table = (results / "01_live.csv").read_text(encoding="utf-8").splitlines()
@@ -267,7 +268,7 @@ def test_reference_runs_are_collected_and_figures_redrawn(folders, tmp_path, mon
     assert note["seeds"] == [101, 102] and note["seconds"] > 0 and note["machine"]["torch"]
     (claim,) = json.loads((results / "claims_live.json").read_text(encoding="utf-8"))
     assert claim["share"] == 1.0 and claim["holds"] is True
-    reference.make_reference(["01"], "live", 2)
+    committed.make_reference(["01"], "live", 2)
     assert capsys.readouterr().out.count("done before") == 2
 
     nb = nbformat.read(path, 4)
@@ -275,13 +276,13 @@ def test_reference_runs_are_collected_and_figures_redrawn(folders, tmp_path, mon
     drawn = f"from pathlib import Path; Path({str(tmp_path)!r}, 'drawn').touch()"
     nb.cells.append(new_code_cell(drawn, metadata={"tags": ["figure"]}))
     nbformat.write(nb, path)
-    reference.redraw(find_notebooks()[0])
+    committed.redraw(find_notebooks()[0])
     assert (tmp_path / "drawn").exists() and "1 figure cells" in capsys.readouterr().out
 
 
 def test_command_ends_with_the_report(folders, tmp_path):
     write_stub(folders, "01", CLAIM.format(number="1"))
-    command = [sys.executable, "-m", "course_lib.cli", "run", "--set", "rate=0.2"]
+    command = [sys.executable, "-m", "course_lib.cli.main", "run", "--set", "rate=0.2"]
     done = subprocess.run(
         command, capture_output=True, text=True, encoding="utf-8", cwd=tmp_path, timeout=120
     )

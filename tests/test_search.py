@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from course_lib import CourseError
-from course_lib.search import (
+from course_lib.algorithms.search import (
     best_of_n,
     best_of_n_kl,
     best_of_n_wins,

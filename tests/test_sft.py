@@ -8,16 +8,10 @@ import torch
 from tiny import CHAT, tiny, tiny_folder
 
 from course_lib import CourseError
-from course_lib.chat import collate, render_chat
-from course_lib.loop import schedule
-from course_lib.models import add_lora, load_model, num_parameters
-from course_lib.sft import (
-    SFTConfig,
-    document_losses,
-    evaluate_sft,
-    sft_step,
-    train_sft,
-)
+from course_lib.algorithms.chat import collate, render_chat
+from course_lib.algorithms.loop import schedule
+from course_lib.algorithms.sft import SFTConfig, document_losses, evaluate_sft, sft_step, train_sft
+from course_lib.inputs.models import add_lora, load_model, num_parameters
 
 
 def chat_rows(tokenizer, n=16):

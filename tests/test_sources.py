@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from course_lib import ROOT, CourseError
-from course_lib.download import SETS, data_folder, fetch, unpack_mmlu
-from course_lib.profiles import Course, load_profile
-from course_lib.sources import (
+from course_lib.inputs.download import SETS, data_folder, fetch, unpack_mmlu
+from course_lib.inputs.profiles import load_profile
+from course_lib.inputs.rows import (
     document_texts,
     exam_rows,
     instruction_rows,
@@ -18,6 +18,7 @@ from course_lib.sources import (
     prompt_rows,
     scorer,
 )
+from course_lib.kit.course import Course
 
 SHARED = ROOT.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real data in {SHARED}")

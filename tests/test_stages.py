@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from course_lib import stages, stats
-from course_lib.models import save_model
-from course_lib.playground import playground
-from course_lib.profiles import setup
-from course_lib.tokenizer import train_tokenizer
+from course_lib.core import stats
+from course_lib.experiments import measures, nb01, recipes
+from course_lib.inputs.models import save_model
+from course_lib.inputs.tokenizer import train_tokenizer
+from course_lib.kit.course import setup
+from course_lib.kit.playground import playground
 
 PROMPT = "Explain the moon landing to a 6-year-old"
 
@@ -53,40 +54,40 @@ def test_a_stage_is_trained_once_and_depends_on_its_settings(course):
         steps.append(total)
         return lambda row: None
 
-    first = stages.instruct_model(course, num_examples=8, progress=progress)
-    assert stages.instruct_model(course, num_examples=8, progress=progress) == first
-    assert len(steps) == 1 and len(stages.training_history(first)) == steps[0]
-    assert stages.instruct_model(course, num_examples=8, learning_rate=1e-4) != first
-    assert stages.instruct_model(course, num_examples=8, seed=1) != first
+    first = recipes.instruct_model(course, num_examples=8, progress=progress)
+    assert recipes.instruct_model(course, num_examples=8, progress=progress) == first
+    assert len(steps) == 1 and len(recipes.training_history(first)) == steps[0]
+    assert recipes.instruct_model(course, num_examples=8, learning_rate=1e-4) != first
+    assert recipes.instruct_model(course, num_examples=8, seed=1) != first
 
 
 def test_a_small_model_is_trained_in_fp32_on_any_cpu(course, folder, monkeypatch):
-    monkeypatch.setattr(stages, "bf16_pays", lambda: True)
-    assert stages.sft_config(course, str(folder)).dtype == "float32"
-    monkeypatch.setattr(stages, "parameters_of", lambda *_: stages.SMALL)
-    assert stages.sft_config(course, str(folder)).dtype == "bfloat16"
+    monkeypatch.setattr(recipes, "bf16_pays", lambda: True)
+    assert recipes.sft_config(course, str(folder)).dtype == "float32"
+    monkeypatch.setattr(recipes, "parameters_of", lambda *_: recipes.SMALL)
+    assert recipes.sft_config(course, str(folder)).dtype == "bfloat16"
 
 
 def test_training_costs_six_operations_a_parameter_and_token(course, folder):
-    spent = stages.training_operations(course, str(folder), 8)
-    n = stages.parameters_of(course, str(folder))
-    read = stages.training_history(stages.instruct_model(course, num_examples=8))
+    spent = nb01.training_operations(course, str(folder), 8)
+    n = recipes.parameters_of(course, str(folder))
+    read = recipes.training_history(recipes.instruct_model(course, num_examples=8))
     assert spent["pretraining"] == 6 * n * 1000
     assert spent["SFT"] == 6 * n * sum(row["num_tokens"] for row in read)
 
 
 def test_share_of_pretraining_is_read_off_the_name(folder):
-    assert stages.pretraining_share(str(folder)) == 0.3
-    assert stages.pretraining_share("pocket/m") == 1.0
+    assert nb01.pretraining_share(str(folder)) == 0.3
+    assert nb01.pretraining_share("pocket/m") == 1.0
 
 
 def test_answers_are_scored_row_by_row(course):
-    from course_lib.sources import prompt_rows
+    from course_lib.inputs.rows import prompt_rows
 
     rows = prompt_rows(course, "test", 4)
-    pair = stages.load(course, course.model("base"))
-    found = stages.answer_rows(course, *pair, rows, seed=0, max_new_tokens=5)
-    again = stages.answer_rows(course, *pair, rows, seed=0, max_new_tokens=5)
+    pair = recipes.load(course, course.model("base"))
+    found = measures.answer_rows(course, *pair, rows, seed=0, max_new_tokens=5)
+    again = measures.answer_rows(course, *pair, rows, seed=0, max_new_tokens=5)
     assert found.texts == again.texts and found.scores.shape == (4,)
     assert set(np.unique(found.is_answer)) <= {0.0, 1.0}
 
@@ -98,7 +99,7 @@ def test_interval_of_one_run_is_over_items_and_of_several_over_seeds():
 
 
 def test_a_click_in_the_playground_changes_what_is_shown(course, folder):
-    pair = stages.load(course, str(folder))
+    pair = recipes.load(course, str(folder))
     form = playground({"tiny": lambda: (pair, pair)}, PROMPT, length=8)
     fields, shown = form.children[1].children, form.children[2]
     before = shown.value

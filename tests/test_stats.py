@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from course_lib.stats import (
+from course_lib.core.stats import (
     Interval,
     bootstrap,
     equivalent,

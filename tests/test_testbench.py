@@ -11,9 +11,10 @@ from test_policies import short  # noqa: F401  few and short completions
 from test_preferences import course  # noqa: F401  its instruct model has seen 8 demonstrations
 from test_stages import folder  # noqa: F401  a tiny base model
 
-from course_lib import rlhf, testbench
-from course_lib.results import Results
-from course_lib.testbench import Bench, Written
+from course_lib.experiments import measures, policy_bench, rlhf_trials
+from course_lib.experiments.measures import Written
+from course_lib.experiments.policy_bench import Bench
+from course_lib.kit.results import Results
 from course_lib.world.judge import judge
 
 
@@ -40,14 +41,14 @@ def bench(before, **more):
 
 def test_wins_by_hand():
     a, b = np.array([[3.0, 1.0], [0.0, 0.0]]), np.array([[2.0, 1.0], [1.0, 5.0]])
-    assert testbench.wins(a, b).tolist() == [(1 + 1 + 0 + 0.5) / 4, 0.0]
-    assert testbench.wins(a, b) + testbench.wins(b, a) == pytest.approx([1, 1])
+    assert measures.wins(a, b).tolist() == [(1 + 1 + 0 + 0.5) / 4, 0.0]
+    assert measures.wins(a, b) + measures.wins(b, a) == pytest.approx([1, 1])
 
 
 def test_an_untrained_policy_is_at_no_distance_and_a_moved_one_is(course, short, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(testbench, "POOL", 2)
-    here = testbench.load_bench(course, 6, 3, 0, ("4.1", "SFT"))
-    again = testbench.load_bench(course, 6, 3, 0, ("4.1", "again"))  # from the stage
+    monkeypatch.setattr(policy_bench, "POOL", 2)
+    here = policy_bench.load_bench(course, 6, 3, 0, ("4.1", "SFT"))
+    again = policy_bench.load_bench(course, 6, 3, 0, ("4.1", "again"))  # from the stage
     assert (again.before.texts == here.before.texts).all()
     assert (again.before.proxy == here.before.proxy).all()
     before = here.before
@@ -56,19 +57,19 @@ def test_an_untrained_policy_is_at_no_distance_and_a_moved_one_is(course, short,
     assert [judge(here.rows[1], text).score for text in before.texts[1]] == pytest.approx(
         before.truth[1].tolist(), abs=1e-3
     )
-    same = testbench.measure(here, here.reference, "4.1", "same")
+    same = policy_bench.measure(here, here.reference, "4.1", "same")
     assert same.kl == pytest.approx(0, abs=1e-4)
     assert (same.texts[:, :2] != before.texts).any()  # random numbers of its own
     policy = copy.deepcopy(here.reference)
     with torch.no_grad():
         policy.model.norm.weight *= 1.3
-    moved = testbench.measure(here, policy, "4.1", "moved")
+    moved = policy_bench.measure(here, policy, "4.1", "moved")
     assert np.abs(moved.kl).mean() > 0.01
-    own = testbench.measure(here, policy, "4.1", "moved", reference=policy)
+    own = policy_bench.measure(here, policy, "4.1", "moved", reference=policy)
     assert own.kl == pytest.approx(0, abs=1e-4) and (own.texts == moved.texts).all()
     frame = course.results.frame("4.1")
     assert set(frame["measure"]) == {"truth", "proxy", "false", "kl", "length", "wins"}
-    first, second = testbench.table({0: here}, {"SFT": {0: before}, "moved": {0: moved}})
+    first, second = policy_bench.table({0: here}, {"SFT": {0: before}, "moved": {0: moved}})
     assert first["KL (nats)"] == "0" and first["wins over before"].startswith("0.500")
     assert second[""] == "moved" and second["KL (nats)"] != "0"
 
@@ -76,7 +77,7 @@ def test_an_untrained_policy_is_at_no_distance_and_a_moved_one_is(course, short,
 def test_best_of_n_is_by_proxy_and_paid_in_truth():
     """The proxy likes the answer of true score 0 best, and otherwise what is true."""
     pool = written([[0.0, 4.0, 1.0, 3.0]], proxy=np.array([[9.0, 4.0, 1.0, 3.0]]))
-    found = testbench.best_of_n(here := bench(pool), "5.2", "best-of-n")
+    found = policy_bench.best_of_n(here := bench(pool), "5.2", "best-of-n")
     assert found[1].kl == 0 and found[1].truth == pytest.approx([2])
     assert found[1].wins == pytest.approx([0.5])  # best of 1 is where it starts
     # Of the six pairs three have the favourite; the best of the others are 4, 4 and 3.
@@ -87,12 +88,12 @@ def test_best_of_n_is_by_proxy_and_paid_in_truth():
     rows = here.course.results.frame("5.2", "kl", "best-of-n")
     assert rows["value"].tolist() == pytest.approx([one.kl for one in found.values()])
     same = written([[2.0] * 6])  # where all texts are equal there is nothing to pick
-    assert testbench.best_of_n(bench(same), "5.2", "same")[2].kl == pytest.approx(0, abs=1e-9)
+    assert policy_bench.best_of_n(bench(same), "5.2", "same")[2].kl == pytest.approx(0, abs=1e-9)
 
 
 def test_best_of_n_starts_at_the_policy_and_its_curve_is_fitted(course, short):  # noqa: F811
-    here = testbench.load_bench(course, 6, 3, 0, ("4.1", "SFT"))
-    found = rlhf.best_of_n(here)
+    here = policy_bench.load_bench(course, 6, 3, 0, ("4.1", "SFT"))
+    found = rlhf_trials.best_of_n(here)
     assert sorted(found) == [1, 2, 4, 8, 16] and found[8].wins.shape == (3,)
     assert np.isnan(found[16].wins).all()  # there is no other half to beat
     wide = course.results.frame("along").pivot_table(index="x", columns="measure", values="value")
@@ -107,7 +108,7 @@ def test_answers_stand_beside_each_other_with_their_truth():
     before, after = written([[1.0, 9.0], [2.0, 9.0]]), written([[3.0], [4.26]])
     before.texts[1, 0], after.texts[1, 0] = "old", "new"
     before.rows = [{"prompt": "how"}, {"prompt": "why"}]
-    (row,) = testbench.answers_beside({"SFT": {0: before}, "PPO": {0: after}}, 0, slice(1, 2))
+    (row,) = policy_bench.answers_beside({"SFT": {0: before}, "PPO": {0: after}}, 0, slice(1, 2))
     assert row["prompt"] == "why"
     assert row["SFT: true score, answer"] == "2.0  old"
     assert row["PPO: true score, answer"] == "4.3  new"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from course_lib.models import load_model, load_tokenizer, pocket_config, train_tokenizer
+from course_lib.inputs.models import load_model, load_tokenizer, pocket_config, train_tokenizer
 
 _FOLDER = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
 TEXT = [

@@ -18,9 +18,9 @@ import torch
 import transformers
 from transformers import LlamaForCausalLM
 
-from course_lib.generate import generate
-from course_lib.machine import keep_freed_memory
-from course_lib.models import pocket_config
+from course_lib.algorithms.sampling import generate
+from course_lib.core.machine import keep_freed_memory
+from course_lib.inputs.models import pocket_config
 
 BATCH, NEW, PAD = 256, 64, 3
 

@@ -15,9 +15,9 @@ import statistics
 import torch
 from transformers import LlamaForCausalLM
 
-from course_lib.machine import keep_freed_memory, matmul_peak
-from course_lib.models import frozen_copy, num_parameters, pocket_config
-from course_lib.ppo import PPOConfig, SamplingConfig, ValueHead, train_ppo
+from course_lib.algorithms.ppo import PPOConfig, SamplingConfig, ValueHead, train_ppo
+from course_lib.core.machine import keep_freed_memory, matmul_peak
+from course_lib.inputs.models import frozen_copy, num_parameters, pocket_config
 
 PROMPTS, GENERATIONS, NEW = 32, 2, 64
 

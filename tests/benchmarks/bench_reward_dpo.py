@@ -18,9 +18,9 @@ from trl import DPOConfig as TRLDPOConfig
 from trl import DPOTrainer, RewardTrainer
 from trl import RewardConfig as TRLRewardConfig
 
-from course_lib.dpo import DPOConfig, add_reference_logps, train_dpo
-from course_lib.models import train_tokenizer
-from course_lib.reward import RewardConfig, make_reward_model, train_reward
+from course_lib.algorithms.dpo import DPOConfig, add_reference_logps, train_dpo
+from course_lib.algorithms.reward import RewardConfig, make_reward_model, train_reward
+from course_lib.inputs.models import train_tokenizer
 
 
 class Prepared(DPOTrainer):

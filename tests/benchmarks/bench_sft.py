@@ -22,9 +22,9 @@ from transformers import LlamaForCausalLM
 from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
 
-from course_lib.machine import keep_freed_memory
-from course_lib.models import num_parameters, pocket_config, train_tokenizer
-from course_lib.sft import SFTConfig, train_sft
+from course_lib.algorithms.sft import SFTConfig, train_sft
+from course_lib.core.machine import keep_freed_memory
+from course_lib.inputs.models import num_parameters, pocket_config, train_tokenizer
 
 BATCH = 32
 

@@ -1,0 +1,255 @@
+"""`course run`: check everything, run what is not done, keep what is finished.
+
+A notebook is done when it was executed from the same source, with the same parameters, by the same
+library and data: then it is not run again unless `fresh`.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from course_lib import ROOT, CourseError, check_checkout
+from course_lib.cli.execute import end_kernels, execute
+from course_lib.cli.notebooks import Notebook, find_notebooks, split_settings
+from course_lib.core.cache import build_dir, file_hash, write_text
+from course_lib.core.checks import check_choice, check_value
+from course_lib.core.offline import OFFLINE_ENV
+from course_lib.inputs.profiles import apply_overrides, check_machine, load_profile
+from course_lib.kit.course import EFFORTS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run: nothing in it can be a typing mistake any more."""
+
+    notebooks: list[Notebook]
+    profile: str
+    effort: str
+    seed: int
+    changed: dict[str, Any]  # settings other than the defaults
+    parameters: dict[str, dict[str, Any]]  # number -> what papermill injects
+    env: dict[str, str]  # of the kernels
+    jobs: int
+
+    @property
+    def folder(self) -> Path:
+        return build_dir() / "notebooks" / f"{self.profile}-{self.effort}"
+
+    @property
+    def is_default(self) -> bool:
+        """Whether the run can be held against the committed results."""
+        return self.profile == "pocket" and not self.changed
+
+
+@dataclass
+class Outcome:
+    """What one notebook did."""
+
+    number: str  # "01"
+    key: str = ""
+    seconds: float = 0.0
+    peak_memory_gb: float | None = None
+    claims: list[dict] = field(default_factory=list)
+    figures: list[str] = field(default_factory=list)
+    error: str = ""
+    reused: bool = False
+
+
+def make_plan(
+    numbers: list[str] | None = None,
+    profile: str = "pocket",
+    effort: str = "live",
+    seed: int = 0,
+    settings: dict[str, Any] | None = None,
+    jobs: int = 1,
+) -> Plan:
+    """Check every parameter of a run before anything starts.
+
+    Raises:
+        CourseError: unknown notebook, name or value, incomplete model folder, or a machine that
+            cannot run the profile.
+    """
+    check_checkout()
+    check_choice("--effort", effort, EFFORTS)
+    check_value("--seed", seed, (0, 2**31 - 1), 0)
+    check_value("--jobs", jobs, (1, 64), 1)
+    described = load_profile(profile)
+    notebooks = find_notebooks(numbers)
+    own, overrides = split_settings(notebooks, settings or {})
+    check_machine(apply_overrides(described, overrides))
+    # A relative path means one from where the user stands, not from the notebook's folder.
+    overrides = {k: os.path.abspath(v) if os.path.isdir(v) else v for k, v in overrides.items()}
+    changed = overrides | {name: v for values in own.values() for name, v in values.items()}
+    shared = {"PROFILE": profile, "EFFORT": effort, "SEED": seed}
+    parameters = {number: shared | values for number, values in own.items()}
+    env = {"COURSE_SET": json.dumps(overrides)} if overrides else {}
+    if profile == "pocket":
+        env |= OFFLINE_ENV
+    if jobs > 1:  # spinning threads of several processes would take each other's cores
+        share = max(1, (os.cpu_count() or 1) // jobs)
+        env |= {"OMP_NUM_THREADS": str(share), "OMP_WAIT_POLICY": "PASSIVE"}
+    return Plan(notebooks, profile, effort, seed, changed, parameters, env, jobs)
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the output folder; a second run says so at once instead of mixing its files in."""
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = folder / "run.pid"
+    try:
+        with FileLock(folder / "run.lock", timeout=0):
+            write_text(owner, str(os.getpid()))
+            yield
+    except Timeout:
+        raise CourseError(
+            f"Another `course run` (process {owner.read_text(encoding='utf-8')}) is writing to "
+            f"{folder}; wait until it ends, or stop it with Ctrl-C where it runs."
+        ) from None
+
+
+@cache
+def code_hash() -> str:
+    """Hash of everything but the notebook that a result depends on: library, world, models."""
+    digest = hashlib.sha256()
+    for pattern in (
+        "course_lib/**/*.py",
+        "data/world/**/*.yaml",
+        "data/profiles/*.yaml",
+        "data/models/*/*.safetensors",
+    ):
+        for path in sorted(ROOT.glob(pattern)):
+            digest.update(file_hash(path).encode())
+    return digest.hexdigest()[:16]
+
+
+def notebook_key(plan: Plan, notebook: Notebook) -> str:
+    """Hash of all that decides what a run of this notebook gives; its saved outputs do not."""
+    cells = nbformat.read(notebook.path, as_version=4).cells
+    source = [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in cells]
+    parts = [source, plan.parameters[notebook.number], plan.env.get("COURSE_SET"), code_hash()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_outcome(plan: Plan, notebook: Notebook) -> Outcome | None:
+    """The outcome of an earlier run, if the notebook is done."""
+    executed = plan.folder / notebook.path.name
+    record = executed.with_suffix(".json")
+    if not (record.exists() and executed.exists()):
+        return None
+    row = json.loads(record.read_text(encoding="utf-8"))
+    same = row["key"] == notebook_key(plan, notebook)
+    return Outcome(**row | {"reused": True}) if same else None
+
+
+def run_one(plan: Plan, notebook: Notebook, bars: Progress) -> Outcome:
+    """Run one notebook, shown as a line of `bars`; a failure becomes the outcome's `error`."""
+    executed = plan.folder / notebook.path.name
+    record = executed.with_suffix(".json")
+    note = build_dir() / "runs" / f"{notebook.number}.json"
+    for old in (record, note):
+        old.unlink(missing_ok=True)
+    own_claims(plan, notebook, remove=True)
+    expected = _expected(plan, notebook)
+    if not bars.console.is_terminal:
+        bars.console.print(f"{notebook.path.stem}: started {expected}".rstrip())
+    task = bars.add_task(notebook.path.stem, total=1, expected=expected)
+
+    def on_cell(begun: int, total: int) -> None:
+        bars.update(task, completed=begun, total=total)
+
+    outcome = Outcome(notebook.number, notebook_key(plan, notebook))
+    began, start = time.time(), time.perf_counter()
+    try:
+        parameters = plan.parameters[notebook.number]
+        execute(notebook.path, executed, parameters, plan.env, on_cell)
+    except CourseError as error:
+        outcome.error = str(error)
+    bars.remove_task(task)
+    outcome.seconds = round(time.perf_counter() - start, 1)
+    if outcome.error:
+        return outcome
+    if note.exists():
+        outcome.peak_memory_gb = json.loads(note.read_text(encoding="utf-8"))["peak_memory_gb"]
+    outcome.claims = own_claims(plan, notebook)
+    figures = sorted((build_dir() / "figures" / plan.profile).glob(f"{notebook.number}_*.png"))
+    # two seconds, since some file systems have coarse clocks
+    outcome.figures = [str(p) for p in figures if p.stat().st_mtime >= began - 2]
+    write_text(record, json.dumps(asdict(outcome), indent=1))
+    return outcome
+
+
+def own_claims(plan: Plan, notebook: Notebook, remove: bool = False) -> list[dict]:
+    """The notebook's rows of build/claims.json; `remove` drops them, as an earlier version's."""
+    path = build_dir() / "claims.json"
+    if not path.exists():
+        return []
+    wanted = (plan.profile, plan.effort, notebook.number)
+    with FileLock(path.with_name(path.name + ".lock")):
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        own = [r for r in rows if (r["profile"], r["effort"], r["notebook"]) == wanted]
+        if remove:
+            others = [r for r in rows if r not in own]
+            write_text(path, json.dumps(others, indent=1, ensure_ascii=False))
+    return own
+
+
+def _expected(plan: Plan, notebook: Notebook) -> str:
+    """The seconds that the committed runs took, where there are any for this profile and effort."""
+    path = ROOT / "data" / "results" / f"{notebook.number}_{plan.effort}.json"
+    if plan.profile != "pocket" or not path.exists():
+        return ""
+    return f"of about {json.loads(path.read_text(encoding='utf-8'))['seconds']:.0f} s"
+
+
+def run_plan(plan: Plan, console: Console, fresh: bool = False) -> list[Outcome]:
+    """Run the plan's notebooks, `plan.jobs` at once, with a line for each on `console`.
+
+    Raises:
+        KeyboardInterrupt: after the running kernels were ended; finished notebooks are kept.
+    """
+    outcomes: dict[str, Outcome] = {}
+    if not fresh:
+        earlier = [load_outcome(plan, notebook) for notebook in plan.notebooks]
+        outcomes = {outcome.number: outcome for outcome in earlier if outcome}
+    names = {notebook.number: notebook.path.stem for notebook in plan.notebooks}
+    for number, outcome in outcomes.items():
+        console.print(f"{names[number]}: done before ({outcome.seconds:.0f} s); --fresh redoes")
+    todo = [notebook for notebook in plan.notebooks if notebook.number not in outcomes]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} cells"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[expected]}"),
+    )
+    bars = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    with bars, ThreadPoolExecutor(plan.jobs) as pool:
+        running = {pool.submit(run_one, plan, notebook, bars) for notebook in todo}
+        try:
+            while running:
+                done, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                for outcome in (future.result() for future in done):
+                    outcomes[outcome.number] = outcome
+                    words = f"{names[outcome.number]}: done in {outcome.seconds:.0f} s"
+                    style = "bold" if outcome.error else None
+                    console.print(outcome.error or words, markup=False, style=style)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(future.done() for future in running):
+                end_kernels()
+                time.sleep(0.2)
+            raise
+    return [outcomes[notebook.number] for notebook in plan.notebooks]

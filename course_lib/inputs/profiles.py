@@ -1,0 +1,138 @@
+"""Profiles: what a notebook runs on, checked, with parts replaced where a user asks for it."""
+
+import re
+from pathlib import Path
+from typing import Protocol
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from course_lib import ROOT, CourseError, check_checkout
+from course_lib.core.checks import check_choice
+from course_lib.core.offline import available_memory_gb
+
+FOLDER = ROOT / "data" / "profiles"
+PROFILES = ("pocket", "laptop", "gpu")
+ROLES = ("base", "instruct", "small", "medium", "large")
+
+
+class Profile(BaseModel):
+    """One file of `data/profiles`: models by role, data by task, and what they need."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    offline: bool
+    truth_known: bool  # the pocket world's judge, or only stand-ins
+    device: str
+    dtype: str
+    memory_gb: float  # of the machine, for the largest notebook
+    gpu_memory_gb: float = 0
+    disk_gb: float
+    download_gb: float
+    context: int  # tokens of prompt and completion together
+    models: dict[str, str]  # role -> `pocket/x`, folder or hub id
+    early: list[str]  # the base model before the end of its pretraining
+    revisions: dict[str, str]  # hub id -> commit
+    data: dict[str, str]  # task -> data set, "world" for the pocket world
+    batch: dict[str, int]
+
+
+class HasProfile(Protocol):
+    """What this room knows of the `kit.course.Course` that a notebook holds."""
+
+    profile: Profile
+
+
+def load_profile(name: str) -> Profile:
+    """Read `data/profiles/<name>.yaml`."""
+    check_checkout()
+    check_choice("PROFILE", name, PROFILES)
+    text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+    return Profile(**yaml.safe_load(text))
+
+
+def is_override(name: str) -> bool:
+    """Whether a setting replaces a part of the profile (`base_model`, `exam_data`, `device`)."""
+    role, _, kind = name.rpartition("_")
+    return name in ("device", "dtype") or (role in ROLES and kind == "model") or kind == "data"
+
+
+def apply_overrides(profile: Profile, overrides: dict[str, str]) -> Profile:
+    """The profile with models, data folders, device or dtype replaced, each one checked.
+
+    A new base model also takes every role that the old one had, and has no early snapshots.
+    """
+    changed = profile.model_copy(deep=True)
+    for name, value in overrides.items():
+        role, _, kind = name.rpartition("_")
+        if kind == "data":
+            check_choice(f"The part before _data in {name!r}", role, tuple(profile.data))
+            if not Path(value).expanduser().is_dir():
+                raise CourseError(f"{name} is {value!r}, which is no folder; check the path.")
+            changed.data[role] = str(Path(value).expanduser().resolve())
+        elif kind == "model":
+            path = check_model(name, str(value), profile.offline)
+            if role == "base":
+                changed.early = []
+                same = [r for r, m in profile.models.items() if m == profile.models["base"]]
+                new_roles = [r for r in same if f"{r}_model" not in overrides]
+                changed.models.update(dict.fromkeys(new_roles, path))
+            changed.models[role] = path
+        else:
+            choices = {"device": ("cpu", "cuda", "mps"), "dtype": ("float32", "bfloat16")}
+            check_choice(name, value, choices[name])
+            setattr(changed, name, value)
+    return changed
+
+
+def check_model(name: str, value: str, offline: bool) -> str:
+    """A model setting as an absolute folder, `pocket/x` or hub id; `CourseError` if it is none."""
+    if value.startswith("pocket/"):
+        return value
+    folder = Path(value).expanduser()
+    if not folder.is_dir():
+        if not offline and re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+            return value
+        hint = "the profile 'pocket' takes no hub ids" if offline else "or a hub id 'owner/name'"
+        raise CourseError(
+            f"{name} is {value!r}, which is no folder; expected a model folder with config.json, "
+            f"*.safetensors and a tokenizer ({hint})."
+        )
+    needed = {
+        "config.json": ["config.json", "adapter_config.json"],
+        "*.safetensors (pickles are never read)": ["*.safetensors"],
+        "a tokenizer (tokenizer.json)": ["tokenizer.json", "tokenizer.model", "vocab.json"],
+    }
+    for what, patterns in needed.items():
+        if not any(next(folder.glob(p), None) for p in patterns):
+            raise CourseError(
+                f"{name} is {value!r}, which holds no {what}; give a folder that "
+                "`save_pretrained` wrote for model and tokenizer."
+            )
+    return str(folder.resolve())
+
+
+def check_machine(profile: Profile) -> None:
+    """Raise `CourseError` where the machine cannot run the profile."""
+    smaller = {"gpu": "laptop", "laptop": "pocket"}.get(profile.name)
+    have = available_memory_gb()
+    if have < profile.memory_gb:
+        remedy = f"use PROFILE = {smaller!r}" if smaller else "close other programs or kernels"
+        raise CourseError(
+            f"The profile {profile.name!r} needs {profile.memory_gb:g} GB of free memory and "
+            f"{have:.1f} GB are free; {remedy}."
+        )
+    if profile.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise CourseError(
+                "The profile 'gpu' needs a CUDA GPU and torch sees none; use PROFILE = 'laptop', "
+                "or install a CUDA build of torch and check `nvidia-smi`."
+            )
+        gpu = torch.cuda.get_device_properties(0).total_memory / 1e9
+        if gpu < profile.gpu_memory_gb:
+            raise CourseError(
+                f"The profile 'gpu' needs {profile.gpu_memory_gb:g} GB of GPU memory and the "
+                f"device has {gpu:.0f} GB; use PROFILE = 'laptop'."
+            )
