@@ -27,8 +27,7 @@ from course_lib.cli.notebooks import Notebook, find_notebooks, split_settings
 from course_lib.core.cache import build_dir, file_hash, write_text
 from course_lib.core.checks import check_choice, check_value
 from course_lib.core.offline import OFFLINE_ENV
-from course_lib.inputs.profiles import apply_overrides, check_machine, load_profile
-from course_lib.kit.course import EFFORTS
+from course_lib.inputs.profiles import EFFORTS, apply_overrides, check_machine, load_profile
 
 
 @dataclass(frozen=True)

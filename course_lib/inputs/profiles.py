@@ -13,6 +13,7 @@ from course_lib.core.offline import available_memory_gb
 
 FOLDER = ROOT / "data" / "profiles"
 PROFILES = ("pocket", "laptop", "gpu")
+EFFORTS = ("live", "full")  # how much a notebook does
 ROLES = ("base", "instruct", "small", "medium", "large")
 
 

@@ -22,6 +22,7 @@ from course_lib.core.machine import keep_freed_memory, peak_memory_gb
 from course_lib.core.offline import allow_network, block_network, silence
 from course_lib.inputs.models import load_model, load_tokenizer
 from course_lib.inputs.profiles import (
+    EFFORTS,
     Profile,
     apply_overrides,
     check_machine,
@@ -31,7 +32,6 @@ from course_lib.inputs.profiles import (
 from course_lib.kit.claims import load_claims, verdict_table
 from course_lib.kit.results import Results, committed, select
 
-EFFORTS = ("live", "full")
 FULL_SEEDS = 5
 MAX_THREADS = 8  # the pocket models are too small to gain from more
 

@@ -215,6 +215,16 @@ def diagram(
         ax.text(middle, -0.85, back, color=COLORS[0], ha="center")
 
 
+def beside_trl(course, trainer: str) -> tuple[Figure, Axes]:
+    """Losses by step, from the rows "trl": our loop's as a wide line, those of `trainer` as dots."""
+    rows = course.results.frame("trl")
+    wide = rows.pivot_table(index="x", columns="condition", values="value")
+    fig, ax = subplots(figsize=(7, 2.8))
+    ax.plot(wide["our loop"], **series(0, lw=5, alpha=0.35, marker="", label="our loop"))
+    ax.plot(wide["TRL"], **series(1, ms=4, label=f"TRL's {trainer}"))
+    return fig, ax
+
+
 def save_figure(
     fig: Figure, name: str, *, course, data: pd.DataFrame, caption: str, alt: str
 ) -> None:
