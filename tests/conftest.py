@@ -1,12 +1,16 @@
 """What several test files share: one live run of all notebooks, from an empty cache."""
 
 import hashlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from course_runs import NOTEBOOKS, ROOT, claims, course, tail
+
+# Small models are no faster with two threads, and much slower beside another busy process.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure(config):

@@ -6,15 +6,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-SHARED = ROOT.parent / "shared"
-COURSE = [sys.executable, "-c", "from course_lib.cli import main; main()"]
+COURSE = [sys.executable, "-c", "from course_lib.cli.main import main; main()"]
+
+
+def real_files(part: str) -> Path:
+    """A part of `COURSE_TEST_DATA`, a folder of real `models/` and `data/`; else the test skips."""
+    folder = os.environ.get("COURSE_TEST_DATA")
+    if not folder:
+        pytest.skip("COURSE_TEST_DATA is not set: a folder with real models/ and data/")
+    if not (Path(folder) / part).is_dir():
+        pytest.skip(f"COURSE_TEST_DATA has no folder {part}")
+    return Path(folder).resolve() / part
 
 
 def environment(build: Path, **more: str) -> dict[str, str]:
-    """The process's environment with `build` in place of the checkout's build folder."""
-    return {**os.environ, "COURSE_BUILD": str(build), "PYTHONUTF8": "1", **more}
+    """The process's environment with `build` in place of the checkout's build folder.
+
+    One thread, as `course run` gives each of several notebooks: the same arithmetic everywhere.
+    """
+    one = {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+    return {**os.environ, **one, "COURSE_BUILD": str(build), **more}
 
 
 def course(*arguments: str, build: Path, timeout: float = 900, **more: str):

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from course_runs import SHARED
+from course_runs import real_files
 from test_stages import folder  # noqa: F401  a tiny base model
 from tiny import tiny
 
@@ -266,9 +266,7 @@ def test_real_comparisons_come_from_people(monkeypatch, tmp_path, capsys):
 
 
 def test_what_people_preferred_trains_both_ways_on_a_real_model(monkeypatch):
-    data, weights = SHARED / "data", SHARED / "models" / "babyllama105"
-    if not (data / "hh_rlhf").is_dir() or not weights.is_dir():
-        pytest.skip("HH-RLHF or the pretrained model babyllama105 is not beside the checkout")
+    data, weights = real_files("data/hh_rlhf").parent, real_files("models/babyllama105")
     monkeypatch.setenv("COURSE_DATA", str(data))
     course = Course("03", load_profile("laptop"), "live", 0)
     people = recipes.comparisons(course, "train", 300)

@@ -8,12 +8,14 @@ to their end with it is the point. One real pretrained model takes the same way.
 
 import gzip
 import json
+import os
 import random
+from pathlib import Path
 
 import psutil
 import pytest
 import yaml
-from course_runs import NOTEBOOKS, ROOT, SHARED, claims, course, executed, tail
+from course_runs import NOTEBOOKS, ROOT, claims, course, executed, real_files, tail
 
 from course_lib.core.machine import bf16_pays
 
@@ -158,10 +160,11 @@ def model_folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data_environment(tmp_path_factory) -> dict[str, str]:
-    """The published data through the downloader where they are near, else rows of their formats."""
-    folder = tmp_path_factory.mktemp("data")
-    if (SHARED / "data" / "mmlu").is_dir():
-        return {"COURSE_DATA_BASE": str(SHARED / "data"), "COURSE_DATA": str(folder)}
+    """The published data through the downloader where they are here, else rows of their formats."""
+    folder, real = tmp_path_factory.mktemp("data"), os.environ.get("COURSE_TEST_DATA")
+    if real and (Path(real) / "data" / "mmlu").is_dir():
+        base = str(Path(real).resolve() / "data")
+        return {"COURSE_DATA_BASE": base, "COURSE_DATA": str(folder)}
     write_stand_ins(folder)
     return {"COURSE_DATA": str(folder)}
 
@@ -217,8 +220,15 @@ def settings(notebooks: list, *pairs: str) -> list[str]:
     return [word for pair in [*short, *pairs] for word in ("--set", pair)]
 
 
-@pytest.mark.parametrize("profile", FAMILIES)
-def test_all_notebooks_run_under_the_profile(profile, model_folders, data_environment, tmp_path):
+@pytest.mark.parametrize(
+    ("profile", "notebooks"),
+    [("laptop", NOTEBOOKS), ("gpu", NOTEBOOKS[4:5])],
+    ids=["laptop", "gpu"],
+)
+def test_notebooks_run_under_the_profile(
+    profile, notebooks, model_folders, data_environment, tmp_path
+):
+    """All of them with the laptop's models; with the gpu's 05, which samples and trains in turn."""
     described = yaml.safe_load((ROOT / f"data/profiles/{profile}.yaml").read_text(encoding="utf-8"))
     free = psutil.virtual_memory().available / 1e9
     if free < described["memory_gb"]:
@@ -230,17 +240,18 @@ def test_all_notebooks_run_under_the_profile(profile, model_folders, data_enviro
     ]
     process = course(
         "run",
+        *(path.name[:2] for path in notebooks),
         "--profile",
         profile,
-        *settings(NOTEBOOKS, *models, *FAMILIES[profile][3]),
+        *settings(notebooks, *models, *FAMILIES[profile][3]),
         build=tmp_path,
-        timeout=600 * len(NOTEBOOKS),
+        timeout=600 * len(notebooks),
         **data_environment,
     )
     assert process.returncode == 0, tail(process)
     rows = claims(tmp_path).values()
     assert {row["profile"] for row in rows} == {profile}
-    for path in NOTEBOOKS:
+    for path in notebooks:
         executed(tmp_path, path)
         assert any(int(row["id"].split(".")[0]) == int(path.name[:2]) for row in rows)
 
@@ -251,11 +262,8 @@ def test_the_tiny_models_are_of_the_profiles_architectures(model_folders):
         assert config["architectures"] == [name]
 
 
-@pytest.mark.parametrize("name", ["stories260k", "babyllama105"])
-def test_a_real_pretrained_model_takes_the_base_models_place(name, tmp_path):
-    folder = SHARED / "models" / name
-    if not folder.is_dir():
-        pytest.skip(f"the real pretrained model {name} is not beside the checkout")
+def test_a_real_pretrained_model_takes_the_base_models_place(tmp_path):
+    folder = real_files("models/stories260k")
     # The largest model that it is compared with is the smallest of the course, to save time.
     models = [f"base_model={folder}", "large_model=pocket/s"]
     process = course(

@@ -5,6 +5,7 @@ kept when it is finished; what they measured is collected in `data/results`.
 """
 
 import json
+import shutil
 import statistics
 from dataclasses import asdict
 from importlib import import_module
@@ -68,6 +69,10 @@ def collect(notebook: Notebook, effort: str, folders: list[Path]) -> list[Path]:
     rows = rows.infer_objects()  # x as numbers where all are
     table = ROOT / "data" / "results" / f"{notebook.number}_{effort}.csv"
     write_text(table, rows.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    for name in (f"{notebook.number}_items.npz", f"{notebook.number}_texts.json"):
+        for path in (f / "results" / name for f in folders):
+            if path.exists():  # a full run's, of one folder
+                shutil.copyfile(path, table.with_name(name))
     notes = [_read(folder / "note.json") for folder in folders]
     provenance = {
         "notebook": notebook.number,

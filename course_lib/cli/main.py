@@ -42,7 +42,9 @@ def run(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="The one seed of everything.")] = 0,
-    jobs: Annotated[int, typer.Option(help="Notebooks at once; they share the cores.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option(help="Notebooks at once; one a core if not given.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again what is done.")] = False,
 ) -> None:
     """Run notebooks into build/, end with the claims, the times and a report.

@@ -26,8 +26,14 @@ from course_lib.cli.execute import end_kernels, execute
 from course_lib.cli.notebooks import Notebook, find_notebooks, split_settings
 from course_lib.core.cache import build_dir, file_hash, write_text
 from course_lib.core.checks import check_choice, check_value
-from course_lib.core.offline import OFFLINE_ENV
-from course_lib.inputs.profiles import EFFORTS, apply_overrides, check_machine, load_profile
+from course_lib.core.offline import OFFLINE_ENV, available_memory_gb
+from course_lib.inputs.profiles import (
+    EFFORTS,
+    Profile,
+    apply_overrides,
+    check_machine,
+    load_profile,
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ def make_plan(
     effort: str = "live",
     seed: int = 0,
     settings: dict[str, Any] | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
 ) -> Plan:
     """Check every parameter of a run before anything starts.
 
@@ -84,11 +90,13 @@ def make_plan(
     check_checkout()
     check_choice("--effort", effort, EFFORTS)
     check_value("--seed", seed, (0, 2**31 - 1), 0)
-    check_value("--jobs", jobs, (1, 64), 1)
     described = load_profile(profile)
     notebooks = find_notebooks(numbers)
     own, overrides = split_settings(notebooks, settings or {})
-    check_machine(apply_overrides(described, overrides))
+    described = apply_overrides(described, overrides)
+    check_machine(described)
+    jobs = jobs_for(described, len(notebooks)) if jobs is None else jobs
+    check_value("--jobs", jobs, (1, 64), 1)
     # A relative path means one from where the user stands, not from the notebook's folder.
     overrides = {k: os.path.abspath(v) if os.path.isdir(v) else v for k, v in overrides.items()}
     changed = overrides | {name: v for values in own.values() for name, v in values.items()}
@@ -97,10 +105,27 @@ def make_plan(
     env = {"COURSE_SET": json.dumps(overrides)} if overrides else {}
     if profile == "pocket":
         env |= OFFLINE_ENV
-    if jobs > 1:  # spinning threads of several processes would take each other's cores
-        share = max(1, (os.cpu_count() or 1) // jobs)
-        env |= {"OMP_NUM_THREADS": str(share), "OMP_WAIT_POLICY": "PASSIVE"}
+    env |= threads_for(min(jobs, len(notebooks)))
     return Plan(notebooks, profile, effort, seed, changed, parameters, env, jobs)
+
+
+def jobs_for(profile: Profile, num_notebooks: int) -> int:
+    """How many notebooks to run at once: one a core, as far as memory goes; on a GPU one."""
+    if profile.device != "cpu":
+        return 1
+    most = int(available_memory_gb() / profile.memory_gb)
+    return max(1, min(os.cpu_count() or 1, most, num_notebooks))
+
+
+def threads_for(jobs: int) -> dict[str, str]:
+    """The kernels' threads: one each where several notebooks run at once, else all cores.
+
+    Two small matrix products in two processes are faster than each in two threads. A thread that
+    waits for another sleeps: spinning, it takes the core of whatever else is busy, and a training
+    beside another program gets ten times slower. What the user has set stays.
+    """
+    wanted = {"OMP_WAIT_POLICY": "PASSIVE"} | ({"OMP_NUM_THREADS": "1"} if jobs > 1 else {})
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
 
 
 @contextmanager

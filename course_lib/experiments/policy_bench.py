@@ -18,6 +18,7 @@ from course_lib.algorithms import reward, search
 from course_lib.core.cache import read_json, stage
 from course_lib.core.stats import over_seeds
 from course_lib.experiments.answers import WATCHED, prompts_that_fit
+from course_lib.experiments.experiment import Items
 from course_lib.experiments.measures import Written, wins, write
 from course_lib.experiments.recipes import Progress, load, load_policy, policy_of, reward_model
 from course_lib.inputs.models import frozen_copy
@@ -116,6 +117,32 @@ def measure(
     written = write(bench.course, policy, *by, bench.rows, seed=draw(place))
     record(bench, place, written)
     return written
+
+
+def policy_items(
+    course: Course,
+    folder: str,
+    condition: str,
+    seed: int,
+    settings: Mapping[str, Any],
+    bench: Bench,
+) -> Items:
+    """What a trained policy writes to its bench's prompts, for `experiment.run`; claim "4.1".
+
+    The KL of a policy of another size is to its own reference; its wins are over the same answers.
+    """
+    reference = None
+    if base := settings.get("base"):
+        start = load_policy(course, policy_of(course, course.model(base), seed))[0]
+        reference = frozen_copy(start)
+    return as_items(bench, measure(bench, folder, "4.1", condition, reference=reference))
+
+
+def as_items(bench: Bench, written: Written) -> Items:
+    """What was written as arrays by measure, for `experiment.Ran`."""
+    values = {name: getattr(written, name) for name in (*WATCHED, "kl", "length")}
+    values["wins"] = over_before(bench, written)
+    return Items(values, written.rows, written.texts, written)
 
 
 def draw(place: tuple[str, str, float, int]) -> int:

@@ -351,11 +351,11 @@ def ppo_policy(
 
     Args:
         n, k: as in `reward_model`, whose model gives the score.
-        base: the model that the policy was made from; None: the profile's base model.
+        base: the role of the model that the policy was made from; None: the profile's base model.
         panel: that the reward model learned from; "nobody" makes the true score the reward.
         changes: fields of `PPOConfig` that differ from `ppo_config`.
     """
-    base = base or course.model("base")
+    base = course.model(base or "base")
     start = policy_of(course, base, seed)
     config = ppo_config(course, base, **changes)
     by = None if panel == "nobody" else reward_model(course, n, k, panel=panel, seed=seed)
@@ -419,7 +419,7 @@ def dpo_policy(
 
     The same rankings as `reward_model` learns from; arguments as in `ppo_policy`.
     """
-    base = base or course.model("base")
+    base = course.model(base or "base")
     start = policy_of(course, base, seed)
     config = dpo_config(course, base, seed=seed, **changes)
     ranking = comparisons(course, "train", n, k, panel=panel, seed=seed)

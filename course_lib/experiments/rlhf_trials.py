@@ -1,7 +1,6 @@
 """The experiments of notebook 04: a policy against its reward model, and what else it costs.
 
-A run is a name and its settings, arguments of `policies.ppo_policy`; runs are data, and everything
-is trained and measured in the same way. What a training wrote is averaged over windows of
+The runs themselves are data (`nb04.SWEEP`). What a training wrote is averaged over windows of
 iterations, since one iteration's 64 answers are few; a peak is never looked for in the answers that
 then have to show the fall.
 """
@@ -21,10 +20,10 @@ from course_lib.algorithms import chat, ppo, reward, search
 from course_lib.core.stats import Interval, over_seeds, ratio_items, smallest_step, t_interval
 from course_lib.experiments import answers, measures, policy_bench, recipes, sft_trials
 from course_lib.experiments.answers import WATCHED, prompts_that_fit
+from course_lib.experiments.experiment import Ran
 from course_lib.experiments.measures import Written, tax
 from course_lib.experiments.policy_bench import Bench
 from course_lib.experiments.recipes import (
-    Progress,
     comparisons,
     load,
     load_policy,
@@ -32,14 +31,12 @@ from course_lib.experiments.recipes import (
     reward_model,
     training_history,
 )
-from course_lib.inputs.models import frozen_copy
 from course_lib.inputs.rows import instruction_rows
 from course_lib.kit.results import select
 
 if TYPE_CHECKING:
     from course_lib.kit.course import Course
 
-Runs = Mapping[str, Mapping[str, Any]]  # name -> settings
 Folders = dict[str, dict[int, str]]  # name -> seed -> folder of the trained policy
 WINDOW = 4  # iterations that are averaged
 SHOTS = 3  # demonstrations in front of a prompted base model's request
@@ -51,19 +48,6 @@ NOTED = ("kl", "entropy", "clipfrac", "explained_variance", "completion_length")
 # ---- runs --------------------------------------------------------------------------------------
 
 
-def more_runs(course: Course, ours: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The runs that a full run adds to that with the settings `ours`."""
-    runs = {f"β = {beta}": ours | {"beta": beta} for beta in (0.05, 0.8)}
-    longer = {"num_steps": ours["num_steps"] * 3 // 2, "beta": 0.0, "max_kl": 1e4}  # guard off
-    runs |= {f"{n} prompts": ours | longer | {"n": n} for n in AMOUNTS}
-    runs |= {f"γ = {gamma}": ours | {"ptx_coef": gamma} for gamma in (0.1, 1.0)}
-    sizes = {name: course.model(name) for name in ("small", "large")}
-    own = course.model("base")
-    runs |= {name: ours | {"base": base} for name, base in sizes.items() if base != own}
-    runs |= {"λ = 0.95": ours | {"lam": 0.95}, "the truth": ours | {"panel": "nobody"}}
-    return runs | ({"biased labellers": ours | {"panel": "biased"}} if course.truth_known else {})
-
-
 def more_models(course: Course) -> dict[str, str]:
     """The models without RLHF that a full run adds to the matrix, by name; see `no_rlhf`."""
     sizes = {"s": course.model("small"), "l": course.model("large")}
@@ -71,39 +55,14 @@ def more_models(course: Course) -> dict[str, str]:
     return {f"{size}, {way}": model for size, model in sizes.items() for way in ways}
 
 
-def train(course: Course, runs: Runs, progress: Progress | None = None) -> Folders:
-    """Train all runs with all seeds, each a stage, and record what they wrote along the way."""
-    folders: Folders = {}
-    most = max(settings["n"] for settings in runs.values())
+def record_along(course: Course, ran: Ran) -> None:
+    """Record what all policies of a run wrote along their trainings."""
+    most = max(settings["n"] for settings in ran.settings.values())
     truths = {seed: ranked_truth(course, most, seed) for seed in course.seeds}
-    for name, settings in runs.items():
-        folders[name] = {}
-        for seed, truth in truths.items():
-            path = recipes.ppo_policy(course, **settings, seed=seed, progress=progress)
-            folders[name][seed] = path
-            record_training(course, name, path, seed, as_it_came(settings, truth))
-    return folders
-
-
-def measure(
-    benches: Mapping[int, Bench], runs: Runs, folders: Folders
-) -> dict[str, dict[int, Written]]:
-    """What the trained policies write to the held-out prompts, by run and seed, recorded as "4.1".
-
-    The KL of a policy of another size is to its own reference; its wins are over the same answers.
-    """
-    found: dict[str, dict[int, Written]] = {}
-    for name, settings in runs.items():
-        found[name] = {}
-        for seed, folder in folders[name].items():
-            bench, reference = benches[seed], None
-            if base := settings.get("base"):
-                start = load_policy(bench.course, policy_of(bench.course, base, seed))[0]
-                reference = frozen_copy(start)
-            found[name][seed] = policy_bench.measure(
-                bench, folder, "4.1", name, reference=reference
-            )
-    return found
+    for name, folders in ran.folders.items():
+        for seed, folder in folders.items():
+            start = as_it_came(ran.settings[name], truths[seed])
+            record_training(course, name, folder, seed, start)
 
 
 def full_wins(course: Course, most: int = 8) -> list[dict[str, str]]:

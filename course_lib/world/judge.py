@@ -502,6 +502,12 @@ def false_statements(row: Row, answer: str) -> int:
     return _read(low, _key(row["topic"]), _sentences(low)).false
 
 
+def false_spans(row: Row, answer: str) -> list[tuple[int, int]]:
+    """Where the sentences stand that hold a false statement of their own: (start, end) of each."""
+    sentences = _sentences(_MARKER.sub(lambda mark: "\n" * len(mark[0]), answer.lower()))
+    return [(s.start, s.end) for s in sentences if false_statements(row, answer[s.start : s.end])]
+
+
 def confidence(answer: str) -> float:
     """How sure of itself a text sounds, 0 to 4: 1 a confident phrase, 1/4 an exclamation mark.
 
