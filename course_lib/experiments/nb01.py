@@ -1,9 +1,8 @@
-"""Notebook 01: the exam, the same fine-tuning of several base models, what it costs; figures."""
+"""Notebook 01: the exam, one fine-tuning of several base models, its cost; and all its figures."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +15,16 @@ from course_lib.core.stats import bootstrap, over_seeds
 from course_lib.experiments.measures import Answers, answer_rows
 from course_lib.experiments.recipes import instruct_model, load, training_history
 from course_lib.inputs.models import model_path
+from course_lib.inputs.rows import exam_rows
+from course_lib.kit.figures import points, save_figure, subplots
 from course_lib.world.exam import render_prompt
 
 if TYPE_CHECKING:
+    from course_lib.algorithms.evaluate import MCResult
     from course_lib.kit.course import Course
+
+# DeepSeek-V3's training in thousand H800 GPU hours (lecture, slide 8)
+HOURS = {"pre-training": 2664, "context extension": 119, "post-training": 5}
 
 
 def answers_after_sft(
@@ -40,24 +45,20 @@ def load_pair(course: Course, model: str, num_examples: int) -> list[tuple[Any, 
 
 
 def exam_by_seed(
-    course: Course,
-    name: str,
-    models: dict[int, tuple[Any, Any]],
-    items: list[dict],
-    dev: dict[str, list[dict]],
-) -> dict[str, list[Any]]:
+    course: Course, name: str, models: dict[int, tuple], items: list[dict], dev: dict[str, list]
+) -> dict[str, list[MCResult]]:
     """The exam by letter, 0-shot and 5-shot, and by text: one `MCResult` a seed; claim 1.2's rows.
 
     A model that stands for several seeds is scored once.
     """
-    ways: dict[str, Callable] = {
+    ways: dict[str, Any] = {
         "letter, 0-shot": lambda *pair: multiple_choice(*pair, items, render_prompt),
         "letter, 5-shot": lambda *pair: multiple_choice(*pair, items, render_prompt, 5, dev.get),
         "text, 0-shot": lambda *pair: multiple_choice_by_text(*pair, items, render_prompt),
     }
-    found: dict[str, list[Any]] = {way: [] for way in ways}
+    found: dict[str, list[MCResult]] = {way: [] for way in ways}
     for way, score in ways.items() if items else ():
-        scored: dict[int, Any] = {}
+        scored: dict[int, MCResult] = {}
         for seed, pair in models.items():
             if id(pair[0]) not in scored:
                 scored[id(pair[0])] = score(*pair)
@@ -79,11 +80,8 @@ def by_question(items: list[dict], correct: np.ndarray) -> np.ndarray:
     return pd.Series(correct * 1.0).groupby(asked, sort=False).mean().to_numpy()
 
 
-def exam_gain(items: list[dict], before: list[Any], after: list[Any]) -> tuple[Any, Any]:
-    """(gain, weaker): accuracy after less before, and the lower of the two, with intervals.
-
-    `before` and `after` are the `MCResult` of each seed; the items' questions are the units.
-    """
+def exam_gain(items: list[dict], before: list[MCResult], after: list[MCResult]) -> tuple:
+    """(gain, weaker), intervals over questions: accuracy after less before, the lower of both."""
     old, new = ([by_question(items, run.correct) for run in runs] for runs in (before, after))
     gain = over_seeds([b - a for a, b in zip(old, new, strict=True)])
     return gain, min(bootstrap(np.mean(runs, axis=0)) for runs in (old, new))
@@ -101,11 +99,9 @@ def training_operations(course: Course, model: str, num_examples: int) -> dict[s
     if not {"parameters", "tokens"} <= set(card):
         return {}
     folder = instruct_model(course, model, num_examples, course.seed, own=False)
-    tokens = sum(row["num_tokens"] for row in training_history(folder))
-    return {
-        "pretraining": 6.0 * card["parameters"] * card["tokens"],
-        "SFT": 6.0 * card["parameters"] * tokens,
-    }
+    read = sum(row["num_tokens"] for row in training_history(folder))
+    tokens = {"pretraining": card["tokens"], "SFT": read}
+    return {stage: 6.0 * card["parameters"] * number for stage, number in tokens.items()}
 
 
 def pretraining_share(model: str) -> float:
@@ -115,9 +111,190 @@ def pretraining_share(model: str) -> float:
 
 
 def model_card(name: str) -> dict[str, Any]:
-    """The card of a shipped model (parameters, tokens and seconds of its pretraining, ...).
-
-    Empty where a model has none: nobody knows from a folder what its training took.
-    """
+    """A shipped model's card (parameters, tokens, ...); empty for others, whose past is unknown."""
     path = Path(model_path(name)) / "card.json"
     return read_json(path) if path.is_file() else {}
+
+
+def stage_bars(ax: Any, costs: dict[str, float], words: list[str], **options: Any) -> None:
+    """A bar with words for each stage, on a log axis from the top down; post-training is orange."""
+    colors = ["#D55E00" if x.endswith(("post-training", "SFT")) else "#9db8cc" for x in costs]
+    ax.barh(list(costs), list(costs.values()), color=colors, **options)
+    for row, (value, text) in enumerate(zip(costs.values(), words, strict=True)):
+        ax.text(value, row, text, va="center")
+    ax.set_xscale("log")
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+
+
+def costs_figure(course: Course) -> None:
+    """DeepSeek-V3's training costs: post-training is the smallest bar by far."""
+    total = sum(HOURS.values())
+    words = [f"  {h:,}K hours, ${2 * h / 1000:.2f}M, {h / total:.2%}" for h in HOURS.values()]
+    fig, ax = subplots(figsize=(7, 2.3))
+    stage_bars(ax, HOURS, words, height=0.6)
+    ax.set(xlim=(1, 3e5), xlabel="thousand H800 GPU hours (log scale)")
+    save_figure(
+        fig,
+        "01_costs",
+        course=course,
+        data=pd.DataFrame(HOURS.items(), columns=["stage", "thousand_hours"]),
+        caption="Training costs of DeepSeek-V3 at $2 an hour (DeepSeek-V3 technical report, Table "
+        "1; lecture, slide 8). Post-training is the orange bar.",
+        alt="Three horizontal bars on a logarithmic axis: pre-training 2,664 thousand GPU hours, "
+        "context extension 119 thousand, post-training 5 thousand.",
+    )
+
+
+def short_item(course: Course) -> dict:
+    """An exam item that is short enough to be shown: the format's example."""
+    return min(exam_rows(course, 40, 3)[0], key=lambda item: len(render_prompt(item)))
+
+
+def mmlu_figure(course: Course) -> None:
+    """An exam item as a model reads it, with notes on how its choice is read off."""
+    item = short_item(course)
+    fig, ax = subplots(figsize=(7.4, 2.7))
+    ax.axis("off")
+    shown = render_prompt(item).replace(" about ", "\nabout ", 1)
+    box = {"facecolor": "#f2f6fa", "edgecolor": "#9db8cc", "pad": 8}
+    ax.text(0.02, 0.95, shown, family="monospace", size=9, va="top", linespacing=1.45, bbox=box)
+    notes = "The header names the subject.\n\n\nThe question and four options.\n\n\n\n\n"
+    notes += "The next token decides: is\n' A', ' B', ' C' or ' D' likeliest?"
+    ax.text(0.70, 0.95, notes, size=9, va="top", linespacing=1.45)
+    save_figure(
+        fig,
+        "01_mmlu",
+        course=course,
+        data=pd.DataFrame([item]).astype(str),
+        caption="The format of MMLU (Hendrycks et al. 2021; lecture, slide 12) with an item of "
+        "this course's exam. MMLU has 57 subjects and four options; 5-shot puts five solved items "
+        "first.",
+        alt="A multiple choice question in a box, with header, question, options A to D and the "
+        "word Answer, and notes beside it on how a model's choice is read off.",
+    )
+
+
+def training_figure(course: Course) -> None:
+    """The loss of supervised fine-tuning: most of its fall comes early."""
+    fig, ax = subplots(figsize=(6, 2.8))
+    points(ax, course, "1.1", "loss")
+    ax.set(xlabel="share of the training done (%)", ylabel="loss (nats per token)", xlim=(0, 104))
+    save_figure(
+        fig,
+        "01_training",
+        course=course,
+        data=course.results.frame("1.1", "loss"),
+        caption="The loss of supervised fine-tuning; each point is the mean over a tenth of the "
+        "steps. Dots: this run. Line and shade: mean of the full runs with its 95% interval over "
+        "seeds; upright bars: where one live run falls (95%).",
+        alt="Training loss in nats per token against the share of the training done, ten points.",
+    )
+
+
+def answers_figure(course: Course) -> None:
+    """Prompts answered: hardly any by the base model, most by the instruct model."""
+    places = {"base, raw": 0, "base, chat": 1, "instruct, chat": 2}
+    fig, ax = subplots(figsize=(6, 3))
+    points(ax, course, "1.1", "answers", positions=places)
+    for level, words in ((0.2, "target: base at most"), (0.9, "target: instruct at least")):
+        ax.axhline(level, color="#777777", lw=1, ls=":")
+        ax.text(-0.45, level + 0.02, words, size=8, color="#555555")
+    ax.set(ylim=(-0.03, 1.05), xlim=(-0.5, 2.5), ylabel="share of prompts answered")
+    names = ["base,\nraw prompt", "base,\nchat template", "instruct,\nchat template"]
+    ax.set_xticks([0, 1, 2], names)
+    save_figure(
+        fig,
+        "01_answers",
+        course=course,
+        data=course.results.frame("1.1", "answers"),
+        caption="Share of held-out prompts that the judge calls answered. Dots: this run. Dashes "
+        "with whiskers: mean of the full runs, 95% interval over seeds; light bars: one live run "
+        "(95%).",
+        alt="Three points with bars, from 0 to 1: the share answered by the base model on raw "
+        "prompts, by the base model in the chat template, and by the instruct model; two dotted "
+        "target lines.",
+    )
+
+
+def exam_figure(course: Course) -> None:
+    """The exam before and after: accuracies side by side, and the letters that are chosen."""
+    fig, axes = subplots(1, 2, figsize=(8.2, 3.1), width_ratios=(1.3, 1.2), sharey=True)
+    ways = ["letter, 0-shot", "letter, 5-shot", "text, 0-shot"]
+    for order, name in enumerate(("base", "instruct")):
+        for ax, measure, ticks in ((axes[0], "accuracy", ways), (axes[1], "chosen", "ABCD")):
+            places = {tick: at + (0.3 * order - 0.15) for at, tick in enumerate(ticks)}
+            points(ax, course, "1.2", measure, name, label=name, order=order, positions=places)
+            ax.axhline(0.25, color="#777777", lw=1, ls=":")
+            ax.set_xticks(range(len(ticks)), [tick.replace(", ", ",\n") for tick in ticks])
+    axes[0].set(ylim=(0, 1), xlim=(-0.5, 2.5), ylabel="share of items", title="right answers")
+    axes[1].set(xlim=(-0.5, 3.5), title="letter chosen (0-shot)")
+    axes[1].legend(loc="upper right")
+    save_figure(
+        fig,
+        "01_exam",
+        course=course,
+        data=course.results.frame("1.2"),
+        caption="Left: exam accuracy of base and instruct model, by letter and by text; dotted: "
+        "chance. Right: how often each letter is chosen; without letter bias all would lie near "
+        "the dotted line. Bars as before.",
+        alt="Left panel: accuracy of both models by letter with 0 and 5 shots, and by text. Right "
+        "panel: shares of the four letters.",
+    )
+
+
+def base_matters_figure(course: Course) -> None:
+    """The same fine-tuning scores higher on a well pretrained base model, and on a larger one."""
+    fig, axes = subplots(1, 2, figsize=(7.4, 3), sharey=True)
+    for order, (ax, name) in enumerate(zip(axes, ("pretraining", "size"), strict=True)):
+        points(ax, course, "1.3", "score", name, order=order)
+        x = sorted(set(course.results.frame("1.3", "score", name)["x"]))
+        ax.set(xscale="log", xlim=(min(x, default=1) / 1.5, max(x, default=1) * 1.5))
+        ax.set_xticks(x, [f"{at:.0%}" if at <= 1 else f"{at / 1e6:.1f}M" for at in x])
+        ax.set_xticks([], minor=True)
+    axes[0].set(xlabel="share of the pretraining of m (log scale)", ylabel="score after SFT")
+    axes[1].set(xlabel="parameters of the base model (log scale)")
+    save_figure(
+        fig,
+        "01_base_matters",
+        course=course,
+        data=course.results.frame("1.3"),
+        caption="The judge's mean score (10 is perfect) after the same fine-tuning of different "
+        "base models. Left: m at three points of its pretraining; right: three sizes. Marks as "
+        "before.",
+        alt="Two panels with the score after fine-tuning on the vertical axis: against the share "
+        "of pretraining on the left, against the number of parameters on the right.",
+    )
+
+
+def compute_figure(course: Course) -> None:
+    """Each stage's share of a model's training: post-training is small here, too."""
+    bars = {f"DeepSeek-V3: {name}": hours / sum(HOURS.values()) for name, hours in HOURS.items()}
+    ours = course.results.frame("1.4").groupby(["condition", "x"], sort=False)["value"].mean()
+    bars |= {f"pocket {model}: {stage}": share for (model, stage), share in ours.items()}
+    fig, ax = subplots(figsize=(7.4, 0.8 + 0.3 * len(bars)))
+    stage_bars(ax, bars, [f" {share:.2%}" for share in bars.values()])
+    ax.set(xlim=(min(bars.values()) / 3, 4), xlabel="share of the model's training (log scale)")
+    most = course.knobs["num_examples"]
+    save_figure(
+        fig,
+        "01_compute",
+        course=course,
+        data=pd.DataFrame(bars.items(), columns=["stage", "share"]),
+        caption="Where the cost goes: GPU hours of DeepSeek-V3 (lecture, slide 8) beside the "
+        "operations of this course's stages so far. SFT of the base model read "
+        f"{most:,} demonstrations, the others {most // 5:,}. Orange: post-training.",
+        alt="Horizontal bars on a log axis with the share of each training stage: three stages of "
+        "DeepSeek-V3, then pretraining and fine-tuning of each pocket model.",
+    )
+
+
+FIGURES = (
+    costs_figure,
+    mmlu_figure,
+    training_figure,
+    answers_figure,
+    exam_figure,
+    base_matters_figure,
+    compute_figure,
+)

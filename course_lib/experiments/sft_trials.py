@@ -211,16 +211,6 @@ def use_again(course: Course, runs: dict[tuple, Measured], old: tuple, new: tupl
         course.results.add(*new, row.measure, row.value)
 
 
-def memory_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Megabytes of weights and of what training adds, one line a method, from recorded sizes."""
-    sizes = rows[rows["measure"].str.startswith("MB of ")]
-    sizes = sizes.assign(part=sizes["measure"].str.removeprefix("MB of "))
-    table = sizes.pivot_table(index=["condition", "x"], columns="part", values="value")
-    table = table.sort_index(ascending=False)  # the first is drawn lowest
-    table.index = [f"{name} r = {r:.0f}" if r else name for name, r in table.index]
-    return table[["weights", "gradients and AdamW"]]
-
-
 def trl_settings(course: Course, ours: Sequence[dict], batch_size: int) -> dict[str, Any]:
     """Arguments of TRL's trainer: full precision, rows as they come, no files but the losses.
 
