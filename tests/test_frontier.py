@@ -13,7 +13,7 @@ from tiny import tiny
 
 from course_lib import CourseError
 from course_lib.algorithms import dpo, reward
-from course_lib.experiments import dpo_trials, policy_bench, preferences, recipes
+from course_lib.experiments import dpo_trials, nb05, policy_bench, preferences, recipes
 from course_lib.experiments.policy_bench import Bench, Point
 from course_lib.inputs.models import frozen_copy, num_parameters
 
@@ -24,7 +24,7 @@ SHARES = (REWARDS[:, None] - REWARDS).sigmoid()
 
 @pytest.mark.parametrize("beta", [0.2, 1.0])
 def test_with_exact_labels_the_bandit_reaches_the_tilted_reference(beta):
-    path = dpo_trials.bandit_descent(REFERENCE, SHARES, beta, 2000).exp()
+    path = nb05.bandit_descent(REFERENCE, SHARES, beta, 2000).exp()
     best = REFERENCE * (REWARDS / beta).exp()
     torch.testing.assert_close(path[0], REFERENCE)
     torch.testing.assert_close(path[-1], best / best.sum(), atol=2e-3, rtol=0)
@@ -33,7 +33,7 @@ def test_with_exact_labels_the_bandit_reaches_the_tilted_reference(beta):
 def test_with_one_label_a_pair_margins_grow_for_ever_and_beta_is_only_a_scale():
     margins = []
     for beta in (0.1, 1.0):
-        path = dpo_trials.bandit_descent(REFERENCE, (SHARES > 0.5).float(), beta, 800)
+        path = nb05.bandit_descent(REFERENCE, (SHARES > 0.5).float(), beta, 800)
         margins.append(beta * ((path - path[0])[:, 3] - (path - path[0])[:, 0]))
     torch.testing.assert_close(margins[0], margins[1], atol=1e-2, rtol=1e-2)
     assert margins[0][-1] > margins[0][100] + 1 > margins[0][10] + 2
@@ -74,12 +74,12 @@ def test_a_curve_starts_before_training_and_goes_outwards():
     for beta, seed, kl, truth in ((0.1, 0, 9.0, 4.0), (1, 0, 1.0, 2.0), (1, 1, 1.0, 3.0)):
         results.add("5.2", "DPO", beta, seed, "kl", kl)
         results.add("5.2", "DPO", beta, seed, "truth", truth)
-    found = dpo_trials.curve(run, "DPO", "truth")
+    found = nb05.curve(run, "DPO", "truth")
     assert found["d"].tolist() == [0, 1, 3] and found["mean"].tolist() == [1, 2.5, 4]
     assert found["x"].isna().tolist() == [True, False, False]
     assert found["low"].tolist()[1] < 2 and found["high"].tolist()[1] > 3  # two seeds
     assert found["low"].tolist()[2] == 4  # one
-    assert dpo_trials.curve(run, "best-of-n", "truth").empty
+    assert nb05.curve(run, "best-of-n", "truth").empty
 
 
 def test_the_implicit_reward_is_the_margin_of_dpo(monkeypatch):

@@ -15,17 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from course_lib.algorithms import chat, dpo, reward
 from course_lib.algorithms.dpo import DPOConfig
 from course_lib.algorithms.loop import Diverged, endless
-from course_lib.algorithms.losses import dpo_loss
 from course_lib.algorithms.ppo import PPOConfig
 from course_lib.algorithms.reward import Comparison
 from course_lib.algorithms.sft import completion_losses
 from course_lib.core.cache import MANIFEST
-from course_lib.core.stats import t_interval
 from course_lib.experiments import policy_bench, recipes, reward_trials
 from course_lib.experiments.answers import SAMPLING, prompts_that_fit
 from course_lib.experiments.measures import Written
@@ -42,35 +39,6 @@ METHODS = {  # how each trains a policy, and its usual settings
     "PPO": (recipes.ppo_policy, recipes.ppo_config),
 }
 METRICS = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy")
-
-
-# ---- a bandit ----------------------------------------------------------------------------------
-
-
-def bandit_descent(
-    reference: torch.Tensor, shares: torch.Tensor, beta: float, num_steps: int
-) -> torch.Tensor:
-    """Gradient descent on DPO's loss over all pairs of K answers to one prompt.
-
-    Args:
-        reference: (K,) probabilities of the answers, where the policy starts.
-        shares: (K, K), how often answer i is preferred to j. With the exact probabilities it is the
-            expected loss, with counts from a few comparisons that of these labels.
-
-    Returns:
-        (num_steps + 1, K) log-probabilities of the policy. The rate is 1 / beta², so that the
-        implicit rewards move at a pace that does not depend on beta.
-    """
-    start, (i, j) = reference.log(), torch.triu_indices(len(reference), len(reference), 1)
-    logits = start.clone().requires_grad_()
-    path = [start]
-    for _ in range(num_steps):
-        logps = logits.log_softmax(-1)
-        loss, _ = dpo_loss(logps[i], logps[j], start[i], start[j], beta, 1 - shares[i, j])
-        (slope,) = torch.autograd.grad(loss, logits)
-        logits.data -= slope / beta**2
-        path.append(logits.detach().log_softmax(-1))
-    return torch.stack(path)
 
 
 # ---- the data ----------------------------------------------------------------------------------
@@ -168,30 +136,6 @@ def trace(
                 other = policy_bench.measure(bench, folder, "5.2", method, beta)
                 found[method].append(policy_bench.point(bench, other))
     return found
-
-
-def curve(course: Course, condition: str, measure: str, full: bool = False) -> pd.DataFrame:
-    """A method's frontier: columns x, d = sqrt(KL), mean, low, high, in the order of d.
-
-    From this run's results, or the committed ones of the full runs. Means over seeds with their 95%
-    t-interval, which has no width for a single seed. It starts at the model before training,
-    without an x.
-    """
-    rows_of = course.full_runs if full else course.results.frame
-    before = select(rows_of("5.1"), condition="before")
-    rows = select(rows_of("5.2"), condition=condition)
-    places = [] if condition == "best-of-n" else [(None, before)]  # best of 1 is where it starts
-    found = []
-    for x, here in [*places, *rows.groupby("x")]:
-        values = here[here["measure"] == measure]["value"]
-        if len(values):
-            mean = low = high = values.mean()
-            if len(values) > 1:
-                mean, low, high = t_interval(values)
-            d = np.sqrt(max(0.0, here[here["measure"] == "kl"]["value"].mean()))
-            found.append({"x": x, "d": d, "mean": mean, "low": low, "high": high})
-    table = pd.DataFrame(found, columns=["x", "d", "mean", "low", "high"], dtype=float)
-    return table.sort_values("d")
 
 
 # ---- training, as it went ----------------------------------------------------------------------
