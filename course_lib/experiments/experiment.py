@@ -117,8 +117,8 @@ class Ran:
         """Write the records of a full run into the build folder; a live run keeps none.
 
         Args:
-            texts: (condition, measure, rule of `records`, n) of the items whose answers are kept, chosen by
-                their gain over the condition `start` with the first seed.
+            texts: (condition, measure, rule of `records`, n) of the items whose answers are kept:
+                chosen by their gain over the condition `start` with the first seed.
         """
         if not self.course.full:
             return
