@@ -177,44 +177,6 @@ def _band(
         ax.errorbar(at, mean, [mean - low, high - mean], color=color, fmt="_", ms=14, capsize=4)
 
 
-def diagram(
-    ax: Axes,
-    at: Mapping[str, tuple[float, float]],
-    words: Mapping[str, str],
-    edges: list[tuple[str, str]],
-    *,
-    trained: tuple[str, ...] = (),
-    frozen: tuple[str, ...] = (),
-    back: str = "",
-) -> None:
-    """Boxes with words and arrows between them, for a picture of how models work together.
-
-    `at` has the middle of each box; `trained` boxes are blue with a solid frame, `frozen` ones grey
-    with a dashed one. `back` stands on arrows that return from the last box to the trained ones.
-    """
-    boxes = {}
-    for name, (x, y) in at.items():
-        look = {"fc": "#cfe8ff"} if name in trained else {"fc": "white", "ec": "white"}
-        look = {"fc": "#eeeeee", "ls": "--"} if name in frozen else look
-        box = {"boxstyle": "round,pad=0.5", **look}
-        boxes[name] = ax.text(x, y, words[name], ha="center", va="center", bbox=box)
-    ax.set(xlim=(0, max(x for x, _ in at.values()) + 1.7), ylim=(-1.1, 4.2))
-    ax.axis("off")
-    patches = {name: box.get_bbox_patch() for name, box in boxes.items()}
-    arrow = {"arrowstyle": "->", "lw": 1.5, "shrinkA": 2, "shrinkB": 2}
-    for start, end in edges:
-        ends = {"patchA": patches[start], "patchB": patches[end]}
-        ax.annotate("", at[end], at[start], arrowprops=arrow | ends)
-    if back:
-        first, last = trained[0], list(at)[-1]
-        for name in trained:
-            ends = {"patchA": patches[last], "patchB": patches[name], "color": COLORS[0]}
-            bend = {"connectionstyle": f"arc3,rad={-0.55 if name == first else -0.25}"}
-            ax.annotate("", at[name], at[last], arrowprops=arrow | ends | bend)
-        middle = (at[first][0] + at[last][0]) / 2
-        ax.text(middle, -0.85, back, color=COLORS[0], ha="center")
-
-
 def beside_trl(course, trainer: str) -> tuple[Figure, Axes]:
     """Losses by step, of the rows "trl": our loop as a wide line, TRL's `trainer` as dots."""
     rows = course.results.frame("trl")
