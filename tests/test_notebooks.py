@@ -187,7 +187,7 @@ def test_no_image_from_elsewhere_and_none_without_words(path):
 
 @every_notebook
 def test_every_figure_is_a_call_and_saved_with_caption_and_alt_text(path):
-    """Plotting code stands in experiments/nbNN.py, and `course figures` draws what is shown here."""
+    """Plotting code stands in experiments/nbNN.py; `course figures` draws what is shown here."""
     module, drawn = import_module(f"course_lib.experiments.nb{path.name[:2]}"), []
     for cell in code_cells(path):
         names = {getattr(n, "attr", getattr(n, "id", "")) for n in ast.walk(tree(cell))}
