@@ -1,6 +1,6 @@
 """The experiments of notebook 04: a policy against its reward model, and what else it costs.
 
-A run is a name and its settings, arguments of `policies.ppo_policy`; runs are data, and everything
+A run is a name and its settings, arguments of `recipes.ppo_policy`; runs are data, and everything
 is trained and measured in the same way. What a training wrote is averaged over windows of
 iterations, since one iteration's 64 answers are few; a peak is never looked for in the answers that
 then have to show the fall.

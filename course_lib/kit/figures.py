@@ -216,7 +216,7 @@ def diagram(
 
 
 def beside_trl(course, trainer: str) -> tuple[Figure, Axes]:
-    """Losses by step, from the rows "trl": our loop's as a wide line, those of `trainer` as dots."""
+    """Losses by step, from the rows "trl": our loop's as a wide line, `trainer`'s as dots."""
     rows = course.results.frame("trl")
     wide = rows.pivot_table(index="x", columns="condition", values="value")
     fig, ax = subplots(figsize=(7, 2.8))

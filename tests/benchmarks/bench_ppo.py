@@ -46,7 +46,7 @@ def main() -> None:
         config,
     )
     peak = matmul_peak()
-    new = statistics.median(history.column("num_tokens")[1:])
+    new = statistics.median(row["num_tokens"] for row in history[1:])
     read = sum(map(len, prompts))
     whole = read * GENERATIONS + new
     tokens = {
@@ -54,7 +54,9 @@ def main() -> None:
         "scoring": 2 * whole,
         "update": 3 * config.num_epochs * whole,
     }
-    seconds = {name: statistics.median(history.column(f"seconds/{name}")[1:]) for name in tokens}
+    seconds = {
+        name: statistics.median(row[f"seconds/{name}"] for row in history[1:]) for name in tokens
+    }
     total = sum(seconds.values())
     print(
         f"{options.size}, {options.threads} threads, {PROMPTS * GENERATIONS} completions of "

@@ -18,7 +18,6 @@ from course_lib.kit.tables import show_guesses, show_settings, side_by_side
 def course(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_BUILD", str(tmp_path / "build"))
     monkeypatch.setenv("COURSE_FIGURES", str(tmp_path / "figures"))
-    monkeypatch.setenv("COURSE_REPLAY", "1")
     return SimpleNamespace(
         profile=SimpleNamespace(name="pocket"),
         effort="live",
@@ -27,6 +26,7 @@ def course(tmp_path, monkeypatch):
         notebook="01",
         parameters={"NUM_PROMPTS": 64},
         results=Results("01", "live"),
+        replay=True,
     )
 
 
@@ -181,8 +181,8 @@ def test_a_figure_is_saved_with_what_is_behind_it_and_repeats(tmp_path, course, 
     assert str(tmp_path).encode() not in b"".join(first.values())
 
 
-def test_a_run_leaves_the_committed_figures_alone(tmp_path, course, monkeypatch):
-    monkeypatch.delenv("COURSE_REPLAY")
+def test_a_run_leaves_the_committed_figures_alone(tmp_path, course):
+    course.replay = False
     draw(course)
     assert not (tmp_path / "figures").exists()
     assert len(list((tmp_path / "build" / "figures" / "pocket").iterdir())) == 3
