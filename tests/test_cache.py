@@ -11,7 +11,6 @@ import pytest
 from course_lib import CourseError
 from course_lib.core import cache
 from course_lib.core.cache import content_hash, find_damage, stage, used_code
-from course_lib.experiments import recipes
 
 RECIPES = "course_lib.experiments.recipes"
 
@@ -135,41 +134,41 @@ def test_two_processes_make_one_entry_once(build):
 # ---- the code that a recipe uses ---------------------------------------------------------------
 
 
-@pytest.fixture
-def remade(monkeypatch):
+@pytest.fixture(scope="module")
+def remade():
     """`remade(module, old, new)`: whose models an edit of the library's source makes anew.
 
     No file is touched: the cache reads the edited text in the place of the file.
     """
-    functions = {
+    from course_lib.experiments import recipes  # here: the two processes above need no torch
+
+    makers = {
         "SFT": recipes.instruct_model,
         "reward": recipes.reward_model,
         "PPO": recipes.ppo_policy,
         "DPO": recipes.dpo_policy,
     }
 
-    def forget():
+    def code():
         cache.import_closure.cache_clear()
         cache._imports.cache_clear()
+        return [used_code(maker.__code__, vars(recipes)) for maker in makers.values()]
 
-    def code():
-        forget()
-        return {name: used_code(f.__code__, f.__globals__) for name, f in functions.items()}
+    read, before = cache.source_of, code()
 
     def edit(module, old, new):
-        read, before = cache.source_of, code()
         assert old in read(module)
 
         def edited(name):
             return read(name).replace(old, new, 1) if name == module else read(name)
 
-        with monkeypatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cache, "source_of", edited)
-            after = code()
-        return {name for name in before if before[name] != after[name]}
+            pairs = zip(makers, before, code(), strict=True)
+        return {name for name, old, new in pairs if old != new}
 
     yield edit
-    forget()
+    code()
 
 
 def test_an_edited_function_of_the_module_counts_for_those_that_call_it(remade):
@@ -213,7 +212,7 @@ def test_a_constant_counts_where_it_is_used(remade):
 
 def test_a_variable_that_bears_the_name_of_a_function_does_not_count(remade):
     """`instruct_model` has a list `rendered`; the function of that name is not for it."""
-    assert "rendered = [" in cache._source(recipes.instruct_model)
+    assert "rendered = [" in cache.source_of(RECIPES)
     assert remade(RECIPES, "def rendered(\n", "def rendered(\n    more, ") == set()
 
 

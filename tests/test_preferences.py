@@ -191,7 +191,7 @@ def test_where_people_ranked_answers_of_others_the_scale_is_the_policys(course, 
         for i in range(8)
     ]
     monkeypatch.setitem(course.profile.data, "preferences", "people")
-    monkeypatch.setattr(preferences.sources, "preference_rows", lambda *_: shouted)
+    monkeypatch.setattr(recipes, "preference_rows", lambda *_: shouted)
     folder = recipes.reward_model(course, 8, 3)  # noqa: F811
     model = reward.load_reward_model(folder)
     start = recipes.policy_of(course, course.model("base"), 0)
