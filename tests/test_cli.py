@@ -39,7 +39,7 @@ def test_every_command_explains_itself(command):
 
 def test_help_needs_no_torch():
     code = (
-        "import sys; from course_lib import cli\n"
+        "import sys; from course_lib.cli import main\n"
         "assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

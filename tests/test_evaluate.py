@@ -15,9 +15,9 @@ from course_lib.algorithms.evaluate import (
     pass_at_k,
     solve_problems,
 )
-from course_lib.inputs.models import train_tokenizer
+from course_lib.pretraining.pocket import train_tokenizer
 from course_lib.world.exam import dev_items, exam_items, render_prompt
-from course_lib.world.problems import problem_set
+from course_lib.world.problems import problem_prompt, problem_set, verify_answer
 
 
 @pytest.mark.parametrize("shots", [0, 1])
@@ -25,7 +25,7 @@ def test_multiple_choice_by_hand(shots):
     model, tokenizer = tiny()
     model.config.max_position_embeddings = 2048
     items = exam_items(12, seed=0)
-    result = multiple_choice(model, tokenizer, items, shots=shots)
+    result = multiple_choice(model, tokenizer, items, render_prompt, shots, dev_items)
     letters = [tokenizer(f"Answer: {x}")["input_ids"][-1] for x in "ABCD"]
     for i, item in enumerate(items):
         prompt = render_prompt(item, dev_items(item["subject"])[:shots])
@@ -56,7 +56,7 @@ def test_letters_with_and_without_their_space_and_a_prompt_beyond_the_context(me
             logprobs = model(ids).logits[0, :-1].log_softmax(-1)
         logps.append(logprobs.gather(-1, ids[0, 1:, None])[-lengths[-1] :].sum())
     assert lengths == [2, 1 if merged else 2, 2, 2]
-    found = multiple_choice(model, tokenizer, [item]).probs[0]
+    found = multiple_choice(model, tokenizer, [item], render_prompt).probs[0]
     assert found == pytest.approx(torch.stack(logps).softmax(0).numpy(), abs=1e-4)
 
 
@@ -64,7 +64,7 @@ def test_multiple_choice_by_text_by_hand():
     model, tokenizer = tiny()
     model.config.max_position_embeddings = 2048
     items = exam_items(3, seed=0)
-    result = multiple_choice_by_text(model, tokenizer, items)
+    result = multiple_choice_by_text(model, tokenizer, items, render_prompt)
     for i, item in enumerate(items):
         prompt = [tokenizer.eos_token_id, *tokenizer(render_prompt(item))["input_ids"]]
         sums = []
@@ -79,7 +79,8 @@ def test_multiple_choice_by_text_by_hand():
 def test_worked_examples_are_dropped_where_the_context_is_short():
     model, tokenizer = tiny()
     items = exam_items(4, seed=0)
-    assert multiple_choice(model, tokenizer, items, shots=5).probs.shape == (4, 4)
+    found = multiple_choice(model, tokenizer, items, render_prompt, 5, dev_items)
+    assert found.probs.shape == (4, 4)
 
 
 def test_pass_at_k_equals_all_subsets():
@@ -108,5 +109,8 @@ def test_problems_are_solved_by_whoever_writes_the_answer(monkeypatch):
         return [text for r in right for text in (r, " The answer is 0.")][: 3 * num_generations]
 
     monkeypatch.setattr(evaluate, "complete", fake)
-    correct = solve_problems(None, None, problems, num_generations=2)
+    prompts = [problem_prompt(problem) for problem in problems]
+    correct = solve_problems(
+        None, None, prompts, lambda i, text: verify_answer(problems[i], text), num_generations=2
+    )
     assert correct.shape == (3, 2) and correct[:, 0].all() and not correct[:, 1].any()

@@ -10,8 +10,6 @@ from course_lib import CourseError
 from course_lib.algorithms.chat import complete
 from course_lib.inputs import models
 from course_lib.inputs.models import (
-    POCKET_SIZES,
-    SPECIAL_TOKENS,
     add_lora,
     fold_temperature,
     frozen_copy,
@@ -19,8 +17,12 @@ from course_lib.inputs.models import (
     load_tokenizer,
     model_bytes,
     num_parameters,
-    pocket_config,
     save_model,
+)
+from course_lib.pretraining.pocket import (
+    POCKET_SIZES,
+    SPECIAL_TOKENS,
+    pocket_config,
     train_tokenizer,
 )
 

@@ -2,7 +2,6 @@
 
 import math
 import random
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +14,7 @@ from course_lib import CourseError
 from course_lib.algorithms import ppo
 from course_lib.algorithms.chat import render_text
 from course_lib.algorithms.logprobs import token_logprobs
+from course_lib.algorithms.loop import Diverged
 from course_lib.algorithms.losses import (
     clipped_policy_loss,
     clipped_value_loss,
@@ -27,7 +27,6 @@ from course_lib.algorithms.ppo import (
     PPOConfig,
     SamplingConfig,
     ValueHead,
-    adapt_beta,
     collect_rollout,
     compute_advantages,
     ppo_step,
@@ -188,13 +187,6 @@ def test_values_are_clipped_around_the_old_ones():
     loss.backward()  # the second is beyond the clip, on its way to the return: no gradient
     torch.testing.assert_close(values.grad, torch.tensor([[-0.9, 0.0, 0.5, 0.0]]) / 3)
     assert metrics["value_loss"].item() == pytest.approx(loss.item())
-
-
-def test_beta_moves_against_the_error():
-    assert adapt_beta(1.0, 10, 5, gain=0.1) == pytest.approx(1.02)  # at most a fifth of the gain
-    assert adapt_beta(1.0, 1, 5, gain=0.1) == pytest.approx(0.98)
-    assert adapt_beta(1.0, 5.5, 5, gain=0.1) == pytest.approx(1.01)
-    assert adapt_beta(1.0, 5, 5) == 1.0
 
 
 # --- a rollout and a step
@@ -446,12 +438,12 @@ def run(kind="llama", lora=False, **more):
 def test_it_learns_and_reports(options):
     rate, steps = (2e-2, 30) if "lora" in options else (3e-3, 12)
     policy, value, history = run(**options, num_steps=steps, learning_rate=rate, beta=0.01)
-    assert history.last("scores/mean", 2) > history[0]["scores/mean"] + 0.1
+    assert np.mean([row["scores/mean"] for row in history[-2:]]) > history[0]["scores/mean"] + 0.1
     assert history[0]["kl"] == pytest.approx(0, abs=1e-3) and history[-1]["kl"] > 0.1
     assert [row["step"] for row in history] == list(range(1, steps + 1)) and not policy.training
     named = (
         "scores/mean scores/std rewards kl kl_k3 entropy clipfrac approx_kl explained_variance "
-        "completion_length missing_eos beta value_loss policy_loss grad_norm num_tokens "
+        "completion_length missing_eos value_loss policy_loss grad_norm num_tokens "
         "sampler_gap seconds/sampling seconds/scoring seconds/update"
     )
     assert all(math.isfinite(row[name]) for row in history for name in named.split())
@@ -482,13 +474,6 @@ def test_the_pretraining_term_keeps_the_documents():
         )
 
 
-def test_adaptive_beta_rises_above_the_target_and_falls_below():
-    up = run(num_steps=6, learning_rate=1e-2, target_kl=1e-3, beta=0.1)[2].column("beta")
-    assert up[-1] > 0.1
-    down = run(num_steps=3, target_kl=50.0, beta=0.1)[2].column("beta")
-    assert down == pytest.approx([0.1, 0.09, 0.081])
-
-
 def test_kl_beyond_its_limit_stops_and_goes_back():
     def climb(policy, num_steps, seen):
         value = ValueHead(policy.config.hidden_size)
@@ -499,7 +484,7 @@ def test_kl_beyond_its_limit_stops_and_goes_back():
         )
 
     policy, again, seen = tiny()[0], tiny()[0], []
-    with pytest.raises(CourseError, match=r"kl is .* in iteration \d+; .* below 5; .*raise beta"):
+    with pytest.raises(Diverged, match=r"kl is .* in iteration \d+; .* below 5; .*raise beta"):
         climb(policy, 40, seen)
     assert seen and all(row["kl"] <= 5 for row in seen)
     climb(again, len(seen) - 1, [])  # to the weights that wrote the last iteration on record
@@ -511,7 +496,7 @@ def test_non_finite_numbers_stop_and_leave_good_weights(epochs):
     policy, _ = tiny()
     value = ValueHead(policy.config.hidden_size)
     before, rate = weights(policy), {"learning_rate": 1e18, "minibatch_size": 99}
-    with pytest.raises(CourseError, match="lower learning_rate"):
+    with pytest.raises(Diverged, match="lower learning_rate"):
         train_ppo(
             policy,
             frozen_copy(policy),
@@ -554,8 +539,8 @@ def test_the_score_sees_prompts_beside_their_completions():
 
 def test_update_alone_improves_its_own_objective():
     policy, _, value, rollout = start()
-    settings = replace(config(), num_epochs=4, minibatch_size=15, cliprange_value=10.0)
-    compute_advantages(rollout, settings, 0.0)
+    settings = config(num_epochs=4, minibatch_size=15, cliprange_value=10.0, beta=0.0)
+    compute_advantages(rollout, settings)
     parameters = [*policy.parameters(), *value.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
     first = ppo_step(policy, value, rollout, list(range(15)), settings)[0].item()

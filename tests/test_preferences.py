@@ -9,30 +9,17 @@ import numpy as np
 import pytest
 import torch
 from course_runs import real_files
-from test_stages import folder  # noqa: F401  a tiny base model
+from test_recipes import course, folder  # noqa: F401  a tiny base model
 from tiny import tiny
 
 from course_lib.algorithms import dpo, reward
 from course_lib.experiments import preferences, recipes, reward_trials
 from course_lib.inputs.models import load_model, load_tokenizer
 from course_lib.inputs.profiles import load_profile
-from course_lib.kit.course import Course, setup
+from course_lib.kit.course import Course
 from course_lib.world import labellers
 from course_lib.world.instructions import _draft, contrast, explain_prompts
 from course_lib.world.judge import confidence, false_statements, judge
-
-
-@pytest.fixture
-def course(folder, tmp_path, monkeypatch):  # noqa: F811
-    """Its instruct model is trained on 8 demonstrations: what it says means nothing."""
-    monkeypatch.setenv("COURSE_BUILD", str(tmp_path))
-    made = recipes.instruct_model
-    monkeypatch.setattr(
-        preferences,
-        "instruct_model",
-        lambda course, role, seed, num_epochs: made(course, role, 8, seed, num_epochs=num_epochs),
-    )
-    return setup(notebook="03", base_model=str(folder))
 
 
 def demonstrations_ranked(n=60, k=4, panel=labellers.UNBIASED, seed=0):
@@ -51,7 +38,7 @@ def known_values(rows):
     return {text: utility for row in pairs for text, utility in row}
 
 
-def test_answers_are_sampled_once_and_a_smaller_set_is_the_first_part(course):
+def test_answers_are_sampled_once_and_a_smaller_set_is_the_first_part(course):  # noqa: F811
     rows = recipes.comparisons(course, "train", 6, 3)
     again = recipes.comparisons(course, "train", 6, 3)
     assert rows == again and len(rows) == 6
@@ -103,7 +90,7 @@ def test_marks_of_an_oracle_a_coin_and_a_contrarian():
     assert unknown.accuracy == pytest.approx(best.agreement)
 
 
-def test_calibrated_means_as_sure_as_right(course):
+def test_calibrated_means_as_sure_as_right(course):  # noqa: F811
     rows = demonstrations_ranked(300)
     found = reward_trials.mark_by(rows, known_values(rows).get)
     reward_trials.record_calibration(course, found, 0)
@@ -129,7 +116,7 @@ def test_contrast_differs_in_truth_and_in_manner_only():
         assert value["plain, true"] < value["confident, false"]  # planted
 
 
-def test_together_and_shuffled_see_the_same_comparisons(course):
+def test_together_and_shuffled_see_the_same_comparisons(course):  # noqa: F811
     _, tokenizer = recipes.load(course, course.model("base"))
     held_out = recipes.rendered(course, tokenizer, "test", 4, 3)
     found = reward_trials.batching(course, tokenizer, 4, 24, held_out, 0, step_answers=8)
@@ -148,7 +135,7 @@ def test_how_much_of_the_panels_taste_is_taken_over():
     assert (learned.tolist(), panel.tolist()) == ([2.0], [4.0])
 
 
-def test_what_a_scorer_sees_and_what_it_would_lose_without(course, monkeypatch):
+def test_what_a_scorer_sees_and_what_it_would_lose_without(course, monkeypatch):  # noqa: F811
     rows = demonstrations_ranked()
     scores = [judge(row, text).score for row in rows for text in row["texts"]]
     monkeypatch.setattr(reward_trials.reward, "score_ids", lambda *_: 2 * np.array(scores) + 1)
@@ -167,7 +154,7 @@ def test_what_a_scorer_sees_and_what_it_would_lose_without(course, monkeypatch):
     assert table["nothing (the ceiling)"] == pytest.approx(ceiling) and "not repeated" in table
 
 
-def test_a_sweep_trains_what_is_not_there_yet(course):
+def test_a_sweep_trains_what_is_not_there_yet(course):  # noqa: F811
     name, _, tokenizer = course.model("base"), *recipes.load(course, course.model("base"))
     train = recipes.by_seed(course, tokenizer, "train", 4, 3)
     held_out = recipes.by_seed(course, tokenizer, "test", 4, 3)
@@ -184,7 +171,7 @@ def test_a_sweep_trains_what_is_not_there_yet(course):
     assert reward_trials.by_heart(trained[key], train[0]).keys() >= {"their ceiling"}
 
 
-def test_reward_model_is_a_stage_with_a_scale(course):
+def test_reward_model_is_a_stage_with_a_scale(course):  # noqa: F811
     steps = []
     first = recipes.reward_model(course, 8, 3, progress=lambda n: steps.append(n))
     assert recipes.reward_model(course, 8, 3) == first and steps == [4]
@@ -198,13 +185,13 @@ def test_reward_model_is_a_stage_with_a_scale(course):
     assert unit.mean() == pytest.approx(0, abs=1e-4) and unit.std() == pytest.approx(1, abs=1e-3)
 
 
-def test_where_people_ranked_answers_of_others_the_scale_is_the_policys(course, monkeypatch):
+def test_where_people_ranked_answers_of_others_the_scale_is_the_policys(course, monkeypatch):  # noqa: F811
     shouted = [
         {"prompt": f"Why {i}?", "completions": ["Because!!!", "No!!!"], "ranks": [1, 2]}
         for i in range(8)
     ]
     monkeypatch.setitem(course.profile.data, "preferences", "people")
-    monkeypatch.setattr(preferences.sources, "preference_rows", lambda *_: shouted)
+    monkeypatch.setattr(recipes, "preference_rows", lambda *_: shouted)
     folder = recipes.reward_model(course, 8, 3)  # noqa: F811
     model = reward.load_reward_model(folder)
     start = recipes.policy_of(course, course.model("base"), 0)
@@ -217,7 +204,7 @@ def test_where_people_ranked_answers_of_others_the_scale_is_the_policys(course, 
     assert unit.mean() == pytest.approx(0, abs=1e-4) and unit.std() == pytest.approx(1, abs=1e-3)
 
 
-def test_who_is_taken_in_is_measured_in_points(course):
+def test_who_is_taken_in_is_measured_in_points(course):  # noqa: F811
     model, tokenizer = tiny()
     models = {panel: reward.make_reward_model(model) for panel in preferences.PANELS}
     for scorer in models.values():
@@ -244,8 +231,8 @@ def test_real_comparisons_come_from_people(monkeypatch, tmp_path, capsys):
     path = tmp_path / "hh_rlhf" / "helpful-base-test.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     monkeypatch.setenv("COURSE_DATA", str(tmp_path))
-    course = Course("03", load_profile("laptop"), "live", 0)
-    train = recipes.comparisons(course, "train", 20)
+    real = Course("03", load_profile("laptop"), "live", 0)
+    train = recipes.comparisons(real, "train", 20)
     said = capsys.readouterr().out
     for reason in (
         "40 good",
@@ -255,21 +242,21 @@ def test_real_comparisons_come_from_people(monkeypatch, tmp_path, capsys):
         "1 with an empty",
     ):
         assert reason in said
-    assert train == recipes.comparisons(course, "train", 20, panel="biased")
+    assert train == recipes.comparisons(real, "train", 20, panel="biased")
     for row in train:
         assert [turn["role"] for turn in row["prompt"]] == ["user", "assistant", "user"]
         winner, loser = reward.pairs_of(row)[0]
         assert row["completions"][winner] == "Because." and row["completions"][loser] == "No."
     assert {row["ranks"][0] for row in train} == {1, 2}  # the preferred one may stand first or last
     firsts = {row["prompt"][0]["content"] for row in train}
-    assert not firsts & {r["prompt"][0]["content"] for r in recipes.comparisons(course, "test", 4)}
+    assert not firsts & {r["prompt"][0]["content"] for r in recipes.comparisons(real, "test", 4)}
 
 
 def test_what_people_preferred_trains_both_ways_on_a_real_model(monkeypatch):
     data, weights = real_files("data/hh_rlhf").parent, real_files("models/babyllama105")
     monkeypatch.setenv("COURSE_DATA", str(data))
-    course = Course("03", load_profile("laptop"), "live", 0)
-    people = recipes.comparisons(course, "train", 300)
+    real = Course("03", load_profile("laptop"), "live", 0)
+    people = recipes.comparisons(real, "train", 300)
     model, tokenizer = load_model(str(weights)), load_tokenizer(str(weights))
     room = model.config.max_position_embeddings
 

@@ -14,14 +14,13 @@ from course_lib import CourseError
 from course_lib.core import offline
 from course_lib.inputs import profiles
 from course_lib.inputs.profiles import PROFILES, apply_overrides, load_profile
-from course_lib.kit.course import setup
+from course_lib.kit.course import committed_course, setup
 
 
 @pytest.fixture(autouse=True)
 def restore(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_BUILD", str(tmp_path / "build"))
-    for name in ("COURSE_SET", "COURSE_REPLAY"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("COURSE_SET", raising=False)
     environment = dict(os.environ)
     yield
     offline.allow_network()
@@ -113,10 +112,10 @@ def test_too_little_memory_names_the_setting_that_fits(monkeypatch):
         setup("laptop", notebook="01")
 
 
-def test_replay_skips_the_machine_check(monkeypatch):
-    monkeypatch.setenv("COURSE_REPLAY", "1")
+def test_committed_results_are_shown_on_a_machine_that_can_train_nothing(monkeypatch):
     monkeypatch.setattr(profiles, "available_memory_gb", lambda: 0.1)
-    setup(notebook="01")
+    course = committed_course("01", "full", {"examples": 16})
+    assert course.replay and course.full and course.knobs == {"examples": 16}
 
 
 def test_pocket_refuses_the_network_and_allows_its_own_ports():
@@ -143,7 +142,7 @@ def test_pocket_refuses_the_network_and_allows_its_own_ports():
 
 def test_hub_client_is_refused_too():
     code = (
-        "from course_lib.profiles import setup; setup(notebook='01')\n"
+        "from course_lib.kit.course import setup; setup(notebook='01')\n"
         "from transformers import AutoConfig\n"
         "try:\n    AutoConfig.from_pretrained('Qwen/Qwen3-0.6B')\n"
         "except Exception as error:\n    print(type(error).__name__)"
@@ -160,7 +159,7 @@ def test_freed_memory_is_kept_for_the_next_tensor():
     code = """if True:
         import resource
         import numpy as np
-        from course_lib.machine import keep_freed_memory
+        from course_lib.core.machine import keep_freed_memory
 
         def faults():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -26,12 +26,12 @@ from course_lib.cli.run import load_outcome, make_plan, only_one, run_plan
 console = Console(highlight=False, soft_wrap=True)
 PARAMETERS = 'PROFILE = "pocket"\nEFFORT = "live"\nSEED = 0\nEXAMPLES = 8\nRATE = 0.1'
 SETUP = (
-    "from course_lib.profiles import setup\n"
+    "from course_lib.kit.course import setup\n"
     'course = setup(PROFILE, EFFORT, SEED, notebook="{number}",'
     " examples=(EXAMPLES, 4, 64), rate=(RATE, 0.0, 1.0))"
 )
 CLAIM = (
-    "from course_lib.claims import claim\n"
+    "from course_lib.kit.claims import claim\n"
     'claim(course, "{number}.1", "more is more", source="slide 1", measure="share",'
     ' interval=(RATE * 5, RATE * 4, RATE * 6), target=">= 0.2")\n'
     'course.results.add("1.1", "base", EXAMPLES, SEED, "share", RATE * 5)'

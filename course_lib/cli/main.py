@@ -92,20 +92,12 @@ def list_() -> None:
 
 
 @app.command()
-def figures(
-    notebooks: Numbers = None,
-    effort: Annotated[
-        str | None, typer.Option(help="full (or live): train again instead of redrawing.")
-    ] = None,
-) -> None:
-    """Redraw all figures from the committed results, in a minute and without training."""
+def figures(notebooks: Numbers = None) -> None:
+    """Redraw all figures from the committed results, in seconds and without training."""
     from course_lib.cli.committed import redraw
     from course_lib.cli.notebooks import find_notebooks
-    from course_lib.cli.run import make_plan
     from course_lib.pretraining.cards import draw_abilities
 
-    if effort:
-        raise typer.Exit(_run(make_plan(notebooks, effort=effort), fresh=True))
     for notebook in find_notebooks(notebooks):
         redraw(notebook)
     if not notebooks:

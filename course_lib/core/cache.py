@@ -17,6 +17,7 @@ import inspect
 import json
 import os
 import shutil
+import symtable
 import sys
 import textwrap
 import time
@@ -25,7 +26,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import cache
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -111,7 +112,9 @@ def stage(name: str, config: Any, inputs: Iterable[Any] = ()) -> AbstractContext
         CourseError: the disk is full.
     """
     config = asdict(config) if is_dataclass(config) else dict(config)
-    return _stage(name, config, stage_key(name, config, inputs, used_code(sys._getframe(1))))
+    frame = sys._getframe(1)
+    code = used_code(frame.f_code, frame.f_globals)
+    return _stage(name, config, stage_key(name, config, inputs, code))
 
 
 @contextmanager
@@ -197,26 +200,46 @@ def content_hash(item: Any) -> str:
 # ---- the code that a stage depends on ----------------------------------------------------------
 
 
-def used_code(frame: FrameType) -> str:
-    """The code that a running function or notebook cell uses, without comments and docstrings."""
-    module, name = frame.f_globals["__name__"], frame.f_code.co_name
+def used_code(code: CodeType, names: Mapping[str, Any]) -> str:
+    """What a function or notebook cell uses, without comments and docstrings; `names`: its globals.
+
+    A local variable that bears the name of another function does not make it used.
+    """
+    module, name = names["__name__"], code.co_name
     own = _definitions(module) if module.startswith(PACKAGE) else {}
-    start = own.get(name) or ast.parse(textwrap.dedent(inspect.getsource(frame.f_code)))
-    parts, modules, todo = {}, set(), {name: start}
+    parts, modules, todo = {}, set(), {name: own.get(name) or _parsed(_source(code))}
     while todo:
         name, tree = todo.popitem()
-        parts[name] = _bare(tree)
-        for used in {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - set(parts):
+        parts[name] = ast.unparse(tree)
+        for used in _global_names(parts[name]) - set(parts):
             if used in own:
                 todo[used] = own[used]
-            elif used in frame.f_globals:
-                home = _home(frame.f_globals[used], used, module)
+            elif used in names:
+                home = _home(names[used], used, module)
                 if home.startswith(PACKAGE):
                     modules |= import_closure(home)
-                elif home == module and inspect.isfunction(frame.f_globals[used]):  # of a notebook
-                    todo[used] = ast.parse(inspect.getsource(frame.f_globals[used]))
-    parts |= {module: _bare(_tree(module)) for module in modules}
+                elif home == module and inspect.isfunction(names[used]):  # of a notebook
+                    todo[used] = _parsed(_source(names[used]))
+    parts |= {module: ast.unparse(_tree(module)) for module in modules}
     return "\n".join(f"{name}: {parts[name]}" for name in sorted(parts))
+
+
+def _global_names(source: str) -> set[str]:
+    """The names that code looks up outside of its functions."""
+    tables, found = [symtable.symtable(source, "", "exec")], set()
+    for table in tables:
+        tables += table.get_children()
+        for symbol in table.get_symbols():
+            if symbol.is_referenced() and (symbol.is_global() or table is tables[0]):
+                found.add(symbol.get_name())
+    return found
+
+
+def _source(thing: Any) -> str:
+    """Of a function, or of a whole cell, of which `getsource` gives the first statement alone."""
+    if getattr(thing, "co_name", "") == "<module>":
+        return "".join(inspect.findsource(thing)[0])
+    return textwrap.dedent(inspect.getsource(thing))
 
 
 def _home(thing: Any, name: str, module: str) -> str:
@@ -237,6 +260,7 @@ def import_closure(module: str) -> frozenset[str]:
     return frozenset(found)
 
 
+@cache
 def _imports(module: str) -> dict[str, str]:
     """Name -> module of every import of a module, also inside functions; not those for types."""
     found = {}
@@ -261,15 +285,11 @@ def _definitions(module: str) -> Mapping[str, ast.AST]:
     """The functions, classes and constants of a module, by name."""
     found = {}
     for node in _tree(module).body:
-        targets = getattr(node, "targets", [getattr(node, "target", None)])
-        names = [getattr(node, "name", None)]
-        names += [
-            name.id
-            for target in targets
-            for name in ast.walk(target or ast.Pass())
-            if isinstance(name, ast.Name)
-        ]
-        found |= {name: node for name in names if name}
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            names = (name for name in ast.walk(node) if isinstance(name, ast.Name))
+            found |= {name.id: node for name in names if isinstance(name.ctx, ast.Store)}
     return found
 
 
@@ -289,19 +309,15 @@ def _path(module: str) -> Path:
 
 @cache
 def _parsed(source: str) -> ast.Module:
-    return ast.parse(source)
-
-
-def _bare(tree: ast.AST) -> str:
-    """The code of a tree; comments are gone already, docstrings go here."""
-    tree = ast.parse(ast.unparse(tree))
+    """The tree of a source without docstrings; comments are gone anyway."""
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
             value = body[0].value
             if isinstance(value, ast.Constant) and isinstance(value.value, str):
                 body[0] = ast.Pass()
-    return ast.unparse(tree)
+    return tree
 
 
 def _checksums(folder: Path) -> dict[str, str]:

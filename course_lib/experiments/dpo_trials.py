@@ -1,6 +1,6 @@
 """DPO beside PPO and best-of-n: true score against KL, operations, the implicit reward.
 
-What notebook 05 measures on its test benches, one a seed (`testbench`).
+What notebook 05 measures on its test benches, one a seed (`policy_bench`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from course_lib.algorithms.reward import Comparison
 from course_lib.algorithms.sft import completion_losses
 from course_lib.core.cache import MANIFEST
 from course_lib.experiments import policy_bench, recipes, reward_trials
-from course_lib.experiments.answers import SAMPLING, prompts_that_fit
+from course_lib.experiments.answers import SAMPLING, prompts_that_fit, sampling_config
 from course_lib.experiments.measures import Written
 from course_lib.experiments.policy_bench import Bench, Point
 from course_lib.experiments.recipes import load, training_history
@@ -45,7 +45,7 @@ METRICS = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "rewa
 
 
 def pair_summary(rows: Sequence[Comparison], tokenizer: Any) -> list[dict[str, Any]]:
-    """Of rankings as from `preferences.comparisons`: the best and worst answers, and all pairs.
+    """Of rankings as from `recipes.comparisons`: the best and worst answers, and all pairs.
 
     A table with the number of pairs, how often the label agrees with the true score (a tie counts
     one half; "unknown" without a truth), and of chosen and rejected answers the mean number of
@@ -224,9 +224,9 @@ def operations(
     """
     course, tokenizer, n = bench.course, bench.tokenizer, num_parameters(bench.reference)
     pairs = sum(row["num_tokens"] for row in training_history(dpo_folder))
-    answers = sum(row["num_tokens"] for row in training_history(bench.reward_folder))
+    ranked = sum(row["num_tokens"] for row in training_history(bench.reward_folder))
     history = training_history(ppo_folder)
-    sampling = answers.sampling_config(tokenizer)
+    sampling = sampling_config(tokenizer)
     config = recipes.ppo_config(course, course.model("base"), **ppo_changes)
     rows = prompts_that_fit(
         course, bench.reference, tokenizer, "train", recipes.PPO_PROMPTS, bench.seed
@@ -238,8 +238,8 @@ def operations(
     found = {
         "DPO": {"reference reads the pairs": 2 * pairs / num_passes, "training": 6 * pairs},
         "PPO": {
-            "reward model: training": 6 * answers,
-            "reward model: its scale": 2 * answers,
+            "reward model: training": 6 * ranked,
+            "reward model: its scale": 2 * ranked,
             "writing answers": 2 * (prompts + written),
             "scoring them": 2 * texts,
             "policy and reference read them": 4 * texts,
@@ -279,7 +279,7 @@ def implicit_marks(
     """How beta log π/π_ref does as a reward model on rendered comparisons, recorded.
 
     `judges` has a folder and a beta by name. A cut answer counts without an end, as DPO learned it
-    (`policies.preference_pairs`).
+    (`recipes.preference_pairs`).
     """
     most = SAMPLING["max_new_tokens"] if bench.course.truth_known else 10**9
     read = bench.tokenizer, rows, most

@@ -34,7 +34,7 @@ class Answers:
     """What a model wrote to n rows of prompts, and what it is worth."""
 
     texts: list[str]
-    scores: np.ndarray  # (n,) about 0 to 10, from `sources.scorer`
+    scores: np.ndarray  # (n,) about 0 to 10, from `rows.scorer`
     is_answer: np.ndarray | None  # (n,) 0 or 1, by the judge; None where the truth is not known
 
 
@@ -106,7 +106,7 @@ def write(
 
     Args:
         reference: that the KL is measured from; None where the policy is its own, and KL is 0.
-        model: the reward model, as in `policies.Scorer`.
+        model: the reward model, as in `answers.Scorer`.
     """
     prompts = [chat.render_prompt(tokenizer, row["prompt"]) for row in rows]
     most = sampling_config(tokenizer)

@@ -11,19 +11,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from course_lib import ROOT, CourseError
-from course_lib.inputs.tokenizer import CHATML, PLAIN_CHAT, SPECIAL_TOKENS, VOCAB_SIZE
-from course_lib.inputs.tokenizer import train_tokenizer as train_tokenizer
 
 if TYPE_CHECKING:
     import torch
-    from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MODELS = ROOT / "data" / "models"
-POCKET_SIZES = {  # hidden, layers, heads, feed-forward: about 0.4M, 1.6M and 6.1M parameters
-    "s": (80, 3, 4, 216),
-    "m": (160, 4, 4, 448),
-    "l": (256, 7, 4, 704),
-}
+# ChatML. The generation markers say what the assistant wrote, its end of turn included.
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# For a base tokenizer that has neither a template nor ChatML's tokens: plain words and its own EOS.
+PLAIN_CHAT = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}Assistant: "
+    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{% else %}{{ message['role'].capitalize() + ': ' + message['content'] }}{% endif %}"
+    "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
+)
 
 
 def model_path(name: str) -> str:
@@ -187,28 +195,6 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
         has_chatml = "<|im_start|>" in vocab and "<|im_end|>" in vocab
         tokenizer.chat_template = CHATML if has_chatml else PLAIN_CHAT
     return tokenizer
-
-
-def pocket_config(size: str, vocab_size: int = VOCAB_SIZE) -> LlamaConfig:
-    """The plain Llama architecture of pocket model `size` ("s", "m" or "l"), context 512."""
-    from transformers import LlamaConfig
-
-    if size not in POCKET_SIZES:
-        raise CourseError(f"The pocket size is {size!r}; expected one of 's', 'm', 'l'.")
-    hidden, layers, heads, feed_forward = POCKET_SIZES[size]
-    return LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        intermediate_size=feed_forward,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=SPECIAL_TOKENS.index("<|endoftext|>"),
-        pad_token_id=SPECIAL_TOKENS.index("<|pad|>"),
-    )
 
 
 def save_model(

@@ -29,7 +29,6 @@ from course_lib.inputs.profiles import (
     is_override,
     load_profile,
 )
-from course_lib.kit.claims import load_claims, verdict_table
 from course_lib.kit.results import Results, committed, select
 
 FULL_SEEDS = 5
@@ -114,9 +113,8 @@ class Course:
         frame = select(committed(self.notebook, "full"), claim)
         return frame if self.profile.name == "pocket" else frame[:0]
 
-    def finish(self) -> Any:
-        """Last cell: save the results, note seconds and peak memory, show the claims table."""
-
+    def finish(self) -> None:
+        """Last cell: save the results, note seconds and peak memory."""
         self.results.save(self.build / "results")
         note = {
             "notebook": self.notebook,
@@ -128,9 +126,6 @@ class Course:
             "peak_memory_gb": round(peak_memory_gb(), 2),
         }
         write_text(self.build / "runs" / f"{self.notebook}.json", json.dumps(note, indent=1))
-        mine = (self.profile.name, self.effort, self.notebook)
-        rows = [r for r in load_claims() if (r.profile, r.effort, r.notebook) == mine]
-        return verdict_table(rows)
 
 
 def setup(

@@ -28,7 +28,8 @@ from safetensors.torch import load_file, save_file
 from course_lib import ROOT, CourseError
 from course_lib.core.cache import build_dir
 from course_lib.core.machine import bf16_pays, describe, matmul_peak
-from course_lib.inputs.models import pocket_config, save_model, train_tokenizer
+from course_lib.inputs.models import save_model
+from course_lib.pretraining.pocket import pocket_config, train_tokenizer
 from course_lib.world.documents import EARLY, SHARES, documents
 from course_lib.world.instructions import demonstrations
 

@@ -20,7 +20,7 @@ from transformers import LlamaForCausalLM
 
 from course_lib.algorithms.sampling import generate
 from course_lib.core.machine import keep_freed_memory
-from course_lib.inputs.models import pocket_config
+from course_lib.pretraining.pocket import pocket_config
 
 BATCH, NEW, PAD = 256, 64, 3
 

@@ -17,7 +17,8 @@ from transformers import LlamaForCausalLM
 
 from course_lib.algorithms.ppo import PPOConfig, SamplingConfig, ValueHead, train_ppo
 from course_lib.core.machine import keep_freed_memory, matmul_peak
-from course_lib.inputs.models import frozen_copy, num_parameters, pocket_config
+from course_lib.inputs.models import frozen_copy, num_parameters
+from course_lib.pretraining.pocket import pocket_config
 
 PROMPTS, GENERATIONS, NEW = 32, 2, 64
 
@@ -46,7 +47,7 @@ def main() -> None:
         config,
     )
     peak = matmul_peak()
-    new = statistics.median(history.column("num_tokens")[1:])
+    new = statistics.median(row["num_tokens"] for row in history[1:])
     read = sum(map(len, prompts))
     whole = read * GENERATIONS + new
     tokens = {
@@ -54,7 +55,9 @@ def main() -> None:
         "scoring": 2 * whole,
         "update": 3 * config.num_epochs * whole,
     }
-    seconds = {name: statistics.median(history.column(f"seconds/{name}")[1:]) for name in tokens}
+    seconds = {
+        name: statistics.median(row[f"seconds/{name}"] for row in history[1:]) for name in tokens
+    }
     total = sum(seconds.values())
     print(
         f"{options.size}, {options.threads} threads, {PROMPTS * GENERATIONS} completions of "

@@ -20,7 +20,7 @@ from trl import RewardConfig as TRLRewardConfig
 
 from course_lib.algorithms.dpo import DPOConfig, add_reference_logps, train_dpo
 from course_lib.algorithms.reward import RewardConfig, make_reward_model, train_reward
-from course_lib.inputs.models import train_tokenizer
+from course_lib.pretraining.pocket import train_tokenizer
 
 
 class Prepared(DPOTrainer):
@@ -56,7 +56,7 @@ def ours_dpo(pairs: list[dict], steps: int, clock, dtype="float32") -> tuple[flo
     pairs = add_reference_logps(model, pairs, dtype)
     start = clock()
     history = train_dpo(model, pairs, DPOConfig(num_steps=steps, dtype=dtype, **SHARED))
-    return clock() - start, history.column("loss")
+    return clock() - start, [row["loss"] for row in history]
 
 
 def ours_reward(
@@ -72,7 +72,7 @@ def ours_reward(
     config = RewardConfig(num_steps=steps, **SHARED | own)
     start = clock()
     history = train_reward(model, rows, config)
-    return clock() - start, history.column("loss")
+    return clock() - start, [row["loss"] for row in history]
 
 
 def trl(pairs: list[dict], steps: int, clock, kind: str, **changes) -> tuple[float, list[float]]:

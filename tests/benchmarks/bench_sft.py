@@ -24,7 +24,8 @@ from trl import SFTTrainer
 
 from course_lib.algorithms.sft import SFTConfig, train_sft
 from course_lib.core.machine import keep_freed_memory
-from course_lib.inputs.models import num_parameters, pocket_config, train_tokenizer
+from course_lib.inputs.models import num_parameters
+from course_lib.pretraining.pocket import pocket_config, train_tokenizer
 
 BATCH = 32
 
@@ -53,7 +54,7 @@ def ours(rows: list[dict], steps: int, clock, dtype: str = "float32") -> tuple[f
     model = make_model()
     start = clock()
     history = train_sft(model, rows, config)
-    return clock() - start, history.column("loss")
+    return clock() - start, [row["loss"] for row in history]
 
 
 def trl(rows: list[dict], steps: int, clock, **options) -> tuple[float, list[float]]:

@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_preferences import course, demonstrations_ranked, folder  # noqa: F401  tiny models
-from test_testbench import bench, written
+from test_policy_bench import bench, written
+from test_preferences import demonstrations_ranked
+from test_recipes import course, folder  # noqa: F401  a tiny base model
 from tiny import tiny
 
 from course_lib import CourseError
 from course_lib.algorithms import dpo, reward
+from course_lib.algorithms.loop import Diverged
 from course_lib.experiments import dpo_trials, nb05, policy_bench, preferences, recipes
 from course_lib.experiments.policy_bench import Bench, Point
 from course_lib.inputs.models import frozen_copy, num_parameters
@@ -158,11 +160,11 @@ def test_spread_over_seeds_and_over_rates():
 def test_a_run_that_stopped_itself_gains_nothing_and_other_errors_are_raised(monkeypatch):
     here = bench(written([[1.0]]))
     here.course.model = lambda role: "pocket/s"
-    asked, words = {}, ["kl is 200; the weights are back at their last good values", "disk full"]
+    asked, errors = {}, [Diverged("kl is 200"), CourseError("disk full")]
 
     def train(run, n, *, seed, learning_rate, **changes):
         asked.update(changes, rate=learning_rate)
-        raise CourseError(words[0])
+        raise errors[0]
 
     usual = SimpleNamespace(learning_rate=0.1)
     monkeypatch.setitem(dpo_trials.METHODS, "PPO", (train, lambda *a: usual))
@@ -170,7 +172,7 @@ def test_a_run_that_stopped_itself_gains_nothing_and_other_errors_are_raised(mon
     gains = dpo_trials.gains_by_rate({0: here}, runs, 8, settings, (3.0,))
     assert gains == {("PPO", 1.0, 0): 2.5, ("PPO", 3.0, 0): 0.0}
     assert asked == {"beta": 0.2, "rate": pytest.approx(0.3)}
-    words.pop(0)
+    errors.pop(0)
     with pytest.raises(CourseError, match="disk"):
         dpo_trials.tuned(here, "PPO", 8, 3.0)
 

@@ -3,11 +3,12 @@
 import json
 import os
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from course_lib import ROOT, CourseError
+from course_lib import CourseError
 from course_lib.inputs.download import SETS, data_folder, fetch, unpack_mmlu
 from course_lib.inputs.profiles import load_profile
 from course_lib.inputs.rows import (
@@ -20,8 +21,8 @@ from course_lib.inputs.rows import (
 )
 from course_lib.kit.course import Course
 
-SHARED = ROOT.parent / "shared" / "data"
-needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real data in {SHARED}")
+REAL = Path(os.environ.get("COURSE_TEST_DATA") or "none") / "data"
+needs_data = pytest.mark.skipif(not REAL.is_dir(), reason="COURSE_TEST_DATA has no folder data")
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,7 @@ def places(tmp_path_factory, monkeypatch):
     # One download folder for the file: the sets are fetched once, as a user fetches them.
     folder = tmp_path_factory.getbasetemp() / "data"
     monkeypatch.setenv("COURSE_DATA", str(folder))
-    monkeypatch.setenv("COURSE_DATA_BASE", str(SHARED))
+    monkeypatch.setenv("COURSE_DATA_BASE", str(REAL))
 
 
 def course(name):

@@ -1,33 +1,44 @@
-"""The pocket family's tokenizer, and the chat templates for tokenizers that have none."""
+"""The pocket family: its sizes, and the tokenizer that all of them share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from course_lib import CourseError
+from course_lib.inputs.models import CHATML
+
+POCKET_SIZES = {  # hidden, layers, heads, feed-forward: about 0.4M, 1.6M and 6.1M parameters
+    "s": (80, 3, 4, 216),
+    "m": (160, 4, 4, 448),
+    "l": (256, 7, 4, 704),
+}
 VOCAB_SIZE = 2048
 # The order is the ids: 0 ends a document, 1 and 2 frame a turn, 3 pads (and is never trained).
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
 
-# ChatML. The generation markers say what the assistant wrote, its end of turn included.
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
-    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-# For a base tokenizer that has neither a template nor ChatML's tokens: plain words and its own EOS.
-PLAIN_CHAT = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}Assistant: "
-    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
-    "{% else %}{{ message['role'].capitalize() + ': ' + message['content'] }}{% endif %}"
-    "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
-)
+
+def pocket_config(size: str, vocab_size: int = VOCAB_SIZE) -> LlamaConfig:
+    """The plain Llama architecture of pocket model `size` ("s", "m" or "l"), context 512."""
+    if size not in POCKET_SIZES:
+        raise CourseError(f"The pocket size is {size!r}; expected one of 's', 'm', 'l'.")
+    hidden, layers, heads, feed_forward = POCKET_SIZES[size]
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        intermediate_size=feed_forward,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=SPECIAL_TOKENS.index("<|endoftext|>"),
+        pad_token_id=SPECIAL_TOKENS.index("<|pad|>"),
+    )
 
 
 def train_tokenizer(
@@ -38,9 +49,6 @@ def train_tokenizer(
     Byte-level BPE (any text round-trips), each digit a token of its own (so that a sum's columns
     line up), the four special tokens first, ChatML with generation markers.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -7,9 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_policies import short  # noqa: F401  few and short completions
-from test_preferences import course  # noqa: F401  its instruct model has seen 8 demonstrations
-from test_stages import folder  # noqa: F401  a tiny base model
+from test_recipes import course, folder, short  # noqa: F401  a tiny base model
 
 from course_lib.experiments import measures, policy_bench, rlhf_trials
 from course_lib.experiments.measures import Written

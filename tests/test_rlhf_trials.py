@@ -6,21 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from test_policies import short  # noqa: F401  few and short completions
-from test_preferences import course  # noqa: F401  its instruct model has seen 8 demonstrations
-from test_stages import folder  # noqa: F401  a tiny base model
-from test_testbench import written
+from test_policy_bench import written
+from test_recipes import course, folder, short  # noqa: F401  a tiny base model
 
 from course_lib.algorithms import chat, reward
-from course_lib.experiments import (
-    answers,
-    measures,
-    policy_bench,
-    preferences,
-    recipes,
-    rlhf_trials,
-    sft_trials,
-)
+from course_lib.experiments import answers, measures, policy_bench, recipes, rlhf_trials, sft_trials
 from course_lib.experiments.measures import Written
 from course_lib.inputs.models import frozen_copy
 
@@ -131,7 +121,7 @@ def test_prompted_models_get_their_best_examples(course, monkeypatch):  # noqa: 
 
     monkeypatch.setattr(chat, "complete", complete)
     base = course.model("base")
-    rows = answers.prompts_that_fit(course, *preferences.load(course, base), "test", 2)
+    rows = answers.prompts_that_fit(course, *recipes.load(course, base), "test", 2)
     here = SimpleNamespace(course=course, rows=rows, seed=0)
     assert rlhf_trials.prompted(here, base, 2).shape == (2, 2)
     assert asked[0].endswith(f"User: {rows[0]['prompt']}\nAssistant:")
@@ -273,6 +263,6 @@ def test_wins_of_the_full_runs_stand_beside_those_of_best_of_n(course, monkeypat
     rows += [("along", "best of n", n, "wins", 0.5 + n / 100) for n in (1, 2, 4, 16)]
     rows += [("along", "best of n, 64 prompts", 4, "wins", 0.1)]
     frame = pd.DataFrame(rows, columns=["claim", "condition", "x", "measure", "value"])
-    monkeypatch.setattr(rlhf_trials, "full_runs", lambda _, claim: frame[frame["claim"] == claim])
+    monkeypatch.setattr(course, "full_runs", lambda claim: frame[frame["claim"] == claim])
     table = [tuple(row.values()) for row in rlhf_trials.full_wins(course)]
     assert table == [("PPO", "0.600"), ("best of 4", "0.540"), ("best of 2", "0.520")]
