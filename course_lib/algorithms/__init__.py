@@ -1,0 +1,1 @@
+"""The thin library that a student reads: losses, sampling, one loop for each method, measures."""

@@ -1,0 +1,1 @@
+"""The `course` command: one file for each group of commands."""

@@ -31,8 +31,6 @@ def examine(profile: str = "pocket", online: bool = False) -> list[Finding]:
     found = [_python(), *map(_package, PACKAGES), *_machine(wanted), _peak(), _gpu(), _models()]
     if online or not wanted.offline:
         found.append(_hub())
-    if online:
-        found += [_resolved(name, commit) for name, commit in wanted.revisions.items()]
     return found + [_can_run(name) for name in PROFILES]
 
 
@@ -105,17 +103,6 @@ def _hub() -> Finding:
         remedy = "check network and proxy; the profile pocket works offline"
         return Finding("hub", f"{HUB} not reachable ({error})", remedy)
     return Finding("hub", f"{HUB} reachable", "")
-
-
-def _resolved(name: str, commit: str) -> Finding:
-    """The commit that a hub id has now, beside the pinned one."""
-    from huggingface_hub import HfApi
-
-    try:
-        now = HfApi().model_info(name, timeout=5).sha
-    except Exception as error:  # the client raises many kinds; each means that it cannot be said
-        return Finding(name, f"pinned {commit[:12]}; not resolved ({type(error).__name__})")
-    return Finding(name, f"pinned {commit[:12]}, now {now[:12]}", "" if now == commit else None)
 
 
 def _can_run(name: str) -> Finding:

@@ -1,5 +1,6 @@
 """The `course` command. Heavy imports happen inside the commands, so that `--help` is quick."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -167,6 +168,7 @@ def pretrain(
 def lab(context: typer.Context) -> None:
     """Open JupyterLab on notebook 01; further options go to it (--no-browser, --port 8889)."""
     from course_lib.cli.notebooks import find_notebooks
+    from course_lib.cli.run import threads_for
 
     check_checkout()
     notebook = find_notebooks()[0].path
@@ -174,7 +176,8 @@ def lab(context: typer.Context) -> None:
     command += [f"--ServerApp.root_dir={notebook.parent.parent}", "--LabApp.news_url=None"]
     command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     try:
-        raise typer.Exit(subprocess.run([*command, *context.args], check=False).returncode)
+        env = os.environ | threads_for(1)
+        raise typer.Exit(subprocess.run([*command, *context.args], env=env).returncode)
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
 

@@ -1,0 +1,1 @@
+"""Exercises that check themselves, a table for each notebook."""

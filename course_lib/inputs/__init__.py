@@ -1,0 +1,1 @@
+"""What goes in: profiles, models, rows of text, downloads."""

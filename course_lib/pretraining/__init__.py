@@ -1,0 +1,1 @@
+"""How the pocket models came about, and what their cards say."""
