@@ -22,6 +22,7 @@ from course_lib.cli.execute import execute
 from course_lib.cli.notebooks import find_notebooks
 from course_lib.cli.report import outside_band, refuted_claims, write_report
 from course_lib.cli.run import load_outcome, make_plan, only_one, run_plan
+from course_lib.inputs.profiles import load_profile
 
 console = Console(highlight=False, soft_wrap=True)
 PARAMETERS = 'PROFILE = "pocket"\nEFFORT = "live"\nSEED = 0\nEXAMPLES = 8\nRATE = 0.1'
@@ -192,6 +193,38 @@ def test_two_jobs_run_at_once_and_share_the_cores(folders, tmp_path):
     write_stub(folders, "01", wait.format(1, 2), plain=True)
     write_stub(folders, "02", wait.format(2, 1), plain=True)
     assert [o.error for o in run_plan(make_plan(jobs=2), console)] == ["", ""]
+
+
+def test_threads_sleep_and_are_one_each_where_several_notebooks_run(monkeypatch):
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    assert run.threads_for(1) == {"OMP_WAIT_POLICY": "PASSIVE"}
+    assert run.threads_for(2) == {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")  # the user's own stays
+    assert run.threads_for(2)["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("cores", "free", "notebooks", "jobs"),
+    [(2, 24, 5, 2), (8, 7, 5, 2), (8, 99, 3, 3), (2, 2, 5, 1)],
+)
+def test_as_many_notebooks_run_as_cores_and_memory_allow(cores, free, notebooks, jobs, monkeypatch):
+    monkeypatch.setattr(run.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(run, "available_memory_gb", lambda: free)
+    profile = load_profile("pocket")
+    assert profile.memory_gb == 3 and run.jobs_for(profile, notebooks) == jobs
+    assert run.jobs_for(profile.model_copy(update={"device": "cuda"}), notebooks) == 1
+
+
+def test_a_notebook_starts_after_the_one_whose_models_it_uses(folders):
+    for number in ("01", "02", "03", "04", "05"):
+        write_stub(folders, number, plain=True)
+    todo, order = find_notebooks(), []
+    for running in (set(), {"03"}, {"01"}, {"04"}, {"04"}):
+        order.append(run.next_notebook(todo, running))
+        todo.remove(order[-1])
+    # 04 waits while 03 runs, 05 while 04 does, unless nothing else is left to do
+    assert [notebook.number for notebook in order] == ["03", "01", "04", "02", "05"]
 
 
 def test_second_run_says_that_there_is_one(tmp_path):

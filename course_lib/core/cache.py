@@ -145,7 +145,8 @@ def locked(entry: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=1)
     except Timeout:
-        print(f"Another process is making {entry.name}; waiting for it.", file=sys.stderr)
+        # to the terminal: it is no output of a notebook's cell
+        print(f"Another process is making {entry.name}; waiting for it.", file=sys.__stderr__)
         lock.acquire()
     try:
         yield
