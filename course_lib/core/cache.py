@@ -221,7 +221,7 @@ def used_code(code: CodeType, names: Mapping[str, Any]) -> str:
                     modules |= import_closure(home)
                 elif home == module and inspect.isfunction(names[used]):  # of a notebook
                     todo[used] = _parsed(_source(names[used]))
-    parts |= {module: ast.unparse(_tree(module)) for module in modules}
+    parts |= {module: _bare(source_of(module)) for module in modules}
     return "\n".join(f"{name}: {parts[name]}" for name in sorted(parts))
 
 
@@ -319,6 +319,11 @@ def _parsed(source: str) -> ast.Module:
             if isinstance(value, ast.Constant) and isinstance(value.value, str):
                 body[0] = ast.Pass()
     return tree
+
+
+@cache  # a module stands behind many stages
+def _bare(source: str) -> str:
+    return ast.unparse(_parsed(source))
 
 
 def _checksums(folder: Path) -> dict[str, str]:
