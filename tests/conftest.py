@@ -1,4 +1,17 @@
-"""What several test files share: one live run of all notebooks, from an empty cache."""
+"""What several test files share: one live run of all notebooks, from an empty cache.
+
+What each slow test shows that no other does:
+
+live_run                  the README's first command: claims, figures, report, memory; it leaves the
+                          checkout as it was, and measures every claim that is committed
+executed_again            each notebook says the same again, from a warm cache
+every kind of training    repeats bit by bit from an empty cache (SFT, reward model, PPO, DPO)
+laptop                    all notebooks on Llama folders as a hub has them, a chat template with a
+                          system message of its own, real data, people's preferences
+gpu                       a notebook that samples and trains on Qwen3's architecture and template
+a real pretrained model   a tokenizer and weights that are not of this course's making
+JupyterLab                `course lab` in a browser: all cells run, figures show, the form answers
+"""
 
 import hashlib
 import os
