@@ -1,7 +1,6 @@
 """How policies answer: the prompts that fit, the sampling, and what an answer is worth.
 
-What a completion is truly worth is noted beside the reward model's score; where nobody knows the
-truth a stand-in takes its place (`rows.scorer`), and false statements are not counted.
+Where nobody knows the truth a stand-in takes its place (`rows.scorer`).
 """
 
 from __future__ import annotations
@@ -66,8 +65,7 @@ class Scorer:
 
     Called with prompts and completions as ids. A completion that was cut, or that ended as a
     document does, is read with the end of its turn: labellers and reward model know no other. What
-    the judge says of the same
-    completions is noted in `seen`, by iteration; PPO never gets to know it.
+    the judge says of them is noted in `seen`, by iteration; PPO never gets to know it.
 
     Args:
         model: the reward model; None makes the true score the reward, in units of `TRUTH_UNIT`.

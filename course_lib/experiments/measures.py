@@ -53,9 +53,7 @@ def answer_rows(
     texts = write(model, tokenizer, [row["prompt"] for row in rows], **batch | sampling)
     right = None
     if course.truth_known:
-        right = np.array(
-            [float(is_answer(row, text)) for row, text in zip(rows, texts, strict=True)]
-        )
+        right = np.array([float(is_answer(*pair)) for pair in zip(rows, texts, strict=True)])
     return Answers(texts, scorer(course)(rows, texts), right)
 
 
@@ -110,16 +108,9 @@ def write(
     """
     prompts = [chat.render_prompt(tokenizer, row["prompt"]) for row in rows]
     most = sampling_config(tokenizer)
-    out = generate(
-        policy,
-        prompts,
-        max_new_tokens=most.max_new_tokens,
-        eos_ids=most.eos_ids,
-        pad_id=0,
-        num_generations=tries,
-        seed=seed,
-        batch_size=course.profile.batch["generate"],
-    )
+    options = {"max_new_tokens": most.max_new_tokens, "eos_ids": most.eos_ids, "pad_id": 0}
+    options |= {"num_generations": tries, "batch_size": course.profile.batch["generate"]}
+    out = generate(policy, prompts, seed=seed, **options)
     asked = [prompt for prompt in prompts for _ in range(tries)]
     scorer = Scorer(course, model, tokenizer, rows)
     scorer(asked, out.lists)
@@ -143,10 +134,7 @@ def write(
 
 
 def wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How often a beats b by true score at the same prompt, (P,): all (P, G) against all (P, H).
-
-    A tie counts one half.
-    """
+    """How often a (P, G) beats b (P, H) by true score, by prompt (P,); a tie counts one half."""
     return (np.sign(a[:, :, None] - b[:, None, :]).mean((1, 2)) + 1) / 2
 
 

@@ -29,11 +29,8 @@ def unlike(course: Course, settings: Mapping) -> str:
     return "" if known_panel else "needs a known truth"
 
 
-LONGER = {  # pushed on without a penalty, PPO's own guard against it off
-    "num_steps": lambda shared: shared["num_steps"] * 3 // 2,
-    "beta": 0.0,
-    "max_kl": 1e4,
-}
+# Pushed on without a penalty, PPO's own guard against it off.
+LONGER = {"num_steps": lambda shared: shared["num_steps"] * 3 // 2, "beta": 0.0, "max_kl": 1e4}
 SWEEP = Experiment(
     "4.1",
     make=ppo_policy,
@@ -169,11 +166,7 @@ def beta_figure(course: Course) -> None:
 
 
 def _by_run(
-    axes: Iterable[Axes],
-    course: Course,
-    claim: str,
-    runs: Mapping[str, str],
-    titles: Mapping[str, str],
+    axes: Iterable[Axes], course: Course, claim: str, runs: Mapping, titles: Mapping
 ) -> None:
     """One panel a measure (`titles`) with the known ones of `runs` (name -> tick) side by side."""
     shown = [name for name in runs if name in known(course, claim)]
@@ -260,12 +253,5 @@ def matrix_figure(course: Course) -> None:
     save_figure(fig, "04_matrix", course=course, data=results, caption=about, alt=alt)
 
 
-FIGURES = (
-    models_figure,
-    tilt_figure,
-    training_figure,
-    beta_figure,
-    hacking_figure,
-    costs_figure,
-    matrix_figure,
-)
+FIGURES = (models_figure, tilt_figure, training_figure, beta_figure, hacking_figure)
+FIGURES += (costs_figure, matrix_figure)

@@ -1,8 +1,7 @@
 """The test bench of notebooks 04 and 05: what a policy writes to held-out prompts, and its worth.
 
 All policies of one seed start from the same reference, answer the same prompts, and are compared
-prompt by prompt with what the reference wrote (`Bench`): the true score, the reward model's score,
-how far they have moved (KL), false statements, length, wins.
+prompt by prompt with what the reference wrote (`Bench`).
 """
 
 from __future__ import annotations
@@ -20,21 +19,15 @@ from course_lib.core.stats import over_seeds
 from course_lib.experiments.answers import WATCHED, prompts_that_fit
 from course_lib.experiments.experiment import Items
 from course_lib.experiments.measures import Written, wins, write
-from course_lib.experiments.recipes import Progress, load, load_policy, policy_of, reward_model
+from course_lib.experiments.recipes import load, load_policy, policy_of, reward_model
 from course_lib.inputs.models import frozen_copy
 
 if TYPE_CHECKING:
     from course_lib.kit.course import Course
 
 POOL = 16  # those of the policy before training, from which best-of-n picks, too
-COLUMNS = {
-    "truth": "true score",
-    "proxy": "reward model's score",
-    "kl": "KL (nats)",
-    "length": "tokens",
-    "cut": "share cut",
-    "false": "false statements",
-}
+COLUMNS = {"truth": "true score", "proxy": "reward model's score", "kl": "KL (nats)"}
+COLUMNS |= {"length": "tokens", "cut": "share cut", "false": "false statements"}
 
 
 @dataclass
@@ -62,17 +55,11 @@ class Point:
 
 
 def load_bench(
-    course: Course,
-    n: int,
-    num_prompts: int,
-    seed: int,
-    place: tuple[str, str],
-    progress: Progress | None = None,
+    course: Course, n: int, num_prompts: int, seed: int, place: tuple, progress: Any = None
 ) -> Bench:
     """The bench of one seed; its policy and its reward model, on `n` prompts, are made if needed.
 
-    The reference writes `POOL` answers to each of `num_prompts` held-out prompts, four times as
-    many in a full run; what they are worth is recorded at `place`, a claim and a condition.
+    What the reference wrote is recorded at `place`, a claim and a condition.
     """
     start = policy_of(course, course.model("base"), seed)
     policy, tokenizer = load_policy(course, start)
@@ -106,10 +93,7 @@ def reference_answers(
 def measure(
     bench: Bench, policy: Any, claim: str, condition: str, x: float = 0, reference: Any = None
 ) -> Written:
-    """Let a policy, or the one in a folder, answer the bench's prompts; the means are recorded.
-
-    The KL is to the bench's reference, or to another one.
-    """
+    """Let a policy, or the one in a folder, answer the bench's prompts; the means are recorded."""
     place, tokenizer = (claim, condition, x, bench.seed), bench.tokenizer
     if isinstance(policy, str):
         policy, tokenizer = load(bench.course, policy)
@@ -120,19 +104,11 @@ def measure(
 
 
 def policy_items(
-    course: Course,
-    folder: str,
-    condition: str,
-    seed: int,
-    settings: Mapping[str, Any],
-    bench: Bench,
+    course: Course, folder: str, condition: str, seed: int, settings: Mapping, bench: Bench
 ) -> Items:
-    """What a trained policy writes to its bench's prompts, for `experiment.run`; claim "4.1".
-
-    The KL of a policy of another size is to its own reference; its wins are over the same answers.
-    """
+    """What a trained policy writes to its bench's prompts, for `experiment.run`; claim "4.1"."""
     reference = None
-    if base := settings.get("base"):
+    if base := settings.get("base"):  # another size, whose KL is to its own reference
         start = load_policy(course, policy_of(course, course.model(base), seed))[0]
         reference = frozen_copy(start)
     return as_items(bench, measure(bench, folder, "4.1", condition, reference=reference))
@@ -148,17 +124,15 @@ def as_items(bench: Bench, written: Written) -> Items:
 def draw(place: tuple[str, str, float, int]) -> int:
     """The random seed of what is written at a place, (claim, condition, x, seed).
 
-    Each place has its own: with the same random numbers two policies begin their answers alike, and
-    look more alike than they are.
+    Each has its own: with the same random numbers two policies would begin their answers alike.
     """
     return zlib.crc32(repr(place).encode())
 
 
 def record(bench: Bench, place: tuple[str, str, float, int], written: Written) -> None:
     """Record the means of what a policy wrote, and its wins over the bench's `before`."""
-    for name in (*WATCHED, "kl", "length"):
-        bench.course.results.add(*place, name, getattr(written, name).mean())
-    bench.course.results.add(*place, "wins", over_before(bench, written).mean())
+    for name, values in as_items(bench, written).values.items():
+        bench.course.results.add(*place, name, values.mean())
 
 
 def over_before(bench: Bench, written: Written) -> np.ndarray:
@@ -168,8 +142,7 @@ def over_before(bench: Bench, written: Written) -> np.ndarray:
 
 def point(bench: Bench, written: Written) -> Point:
     """Where what a policy wrote lies."""
-    truth = written.truth.mean(1)
-    return Point(float(written.kl.mean()), truth, over_before(bench, written))
+    return Point(float(written.kl.mean()), written.truth.mean(1), over_before(bench, written))
 
 
 def best_of_n(
@@ -177,11 +150,9 @@ def best_of_n(
 ) -> dict[int, Point]:
     """Best-of-n by the reward model, n = 1, 2, 4 ... up to the size of a pool of answers, recorded.
 
-    Means over all subsets of the pool (None: what the reference wrote), so best of 1 is where all
-    methods start; wins are over answers that it was not picked from (`search.best_of_n_wins`), so
-    they are known up to half of the pool, and NaN beyond. "kl" is that of each prompt's distinct
-    scores, so equal texts count as one; where n comes near the pool's size it is a little low.
-    "textbook kl" is log n - (n - 1) / n.
+    Means over all subsets of the pool (None: what the reference wrote); wins are over answers that
+    it was not picked from, so NaN beyond half of the pool. "kl" counts equal texts as one, and is a
+    little low where n comes near the pool's size; "textbook kl" is log n - (n - 1) / n.
     """
     pool = pool or bench.before
     ns = [2**i for i in range(pool.truth.shape[1].bit_length())]
@@ -231,7 +202,7 @@ def answers_beside(
 
 def first_answers(runs: Mapping[str, Mapping[int, Written]], seed: int) -> list[dict[str, Any]]:
     """What was written to the first prompt, by run, as a table; of four answers the first one."""
-    shown = {name: by_seed[seed] for name, by_seed in runs.items()}
     head = ("", "true scores of four answers", "the first of them")
+    shown = {name: by_seed[seed] for name, by_seed in runs.items()}
     rows = [(name, one.truth[0, :4].round(1), one.texts[0, 0]) for name, one in shown.items()]
     return [dict(zip(head, row, strict=True)) for row in rows]

@@ -1,12 +1,8 @@
-"""The experiments of notebook 04: a policy against its reward model, and what else it costs.
-
-The runs themselves are data (`nb04.SWEEP`). What a training wrote is averaged over windows of
-iterations, since one iteration's 64 answers are few; a peak is never looked for in the answers that
-then have to show the fall.
-"""
+"""The experiments of notebook 04, whose runs are data (`nb04.SWEEP`): gains, peaks and costs."""
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,32 +16,21 @@ from course_lib.algorithms import chat, ppo, reward, search
 from course_lib.core.stats import Interval, over_seeds, ratio_items, smallest_step, t_interval
 from course_lib.experiments import answers, measures, policy_bench, recipes, sft_trials
 from course_lib.experiments.answers import WATCHED, prompts_that_fit
-from course_lib.experiments.experiment import Ran
+from course_lib.experiments.experiment import Items, Ran
 from course_lib.experiments.measures import Written, tax
 from course_lib.experiments.policy_bench import Bench
-from course_lib.experiments.recipes import (
-    comparisons,
-    load,
-    load_policy,
-    policy_of,
-    reward_model,
-    training_history,
-)
+from course_lib.experiments.recipes import load, load_policy, training_history
 from course_lib.inputs.rows import instruction_rows
 from course_lib.kit.results import select
 
 if TYPE_CHECKING:
     from course_lib.kit.course import Course
 
-Folders = dict[str, dict[int, str]]  # name -> seed -> folder of the trained policy
-WINDOW = 4  # iterations that are averaged
+WINDOW = 4  # iterations that are averaged, since the 64 answers of one are few
 SHOTS = 3  # demonstrations in front of a prompted base model's request
 AMOUNTS = (64, 512, 4096)  # prompts that the reward models of a full run learn from
 BEST_OF = 64  # demonstrations of which these are the best
 NOTED = ("kl", "entropy", "clipfrac", "explained_variance", "completion_length")
-
-
-# ---- runs --------------------------------------------------------------------------------------
 
 
 def more_models(course: Course) -> dict[str, str]:
@@ -65,41 +50,26 @@ def record_along(course: Course, ran: Ran) -> None:
             record_training(course, name, folder, seed, start)
 
 
-def full_wins(course: Course, most: int = 8) -> list[dict[str, str]]:
-    """The committed full runs' wins over SFT as a table: each run, and best-of-n to `most`."""
+def full_wins(course: Course) -> list[dict[str, str]]:
+    """The committed full runs' wins over SFT as a table: each run, and best-of-n up to 8."""
     picks = select(course.full_runs("along"), measure="wins", condition="best of n")
-    picks = picks[picks["x"].astype(float).between(2, most)]
-    rows = pd.concat(
-        [
-            select(course.full_runs("4.1"), measure="wins"),
-            picks.assign(condition=[f"best of {n:g}" for n in picks["x"]]),
-        ]
-    )
+    picks = picks[picks["x"].astype(float).between(2, 8)]
+    picks = picks.assign(condition=[f"best of {n:g}" for n in picks["x"]])
+    rows = pd.concat([select(course.full_runs("4.1"), measure="wins"), picks])
     means = rows.groupby("condition")["value"].mean().sort_values(ascending=False)
     return [{"full runs": name, "wins over SFT": f"{mean:.3f}"} for name, mean in means.items()]
 
 
-# ---- along a training --------------------------------------------------------------------------
+def windows(history: Sequence[Mapping], name: str) -> np.ndarray:
+    """What was noted (`name`) by full window: (W, WINDOW), of N completions (W, WINDOW, N)."""
+    noted = np.array([row[name] for row in history])
+    return noted[: len(noted) // WINDOW * WINDOW].reshape(-1, WINDOW, *noted.shape[1:])
 
 
-def windows(history: Sequence[Mapping], name: str) -> list[np.ndarray]:
-    """What `ppo_policy` noted of each completion, `name` of `WATCHED`, by window: (iterations, N).
-
-    The completions of a prompt stand side by side. A last window that is not full is left out.
-    """
-    starts = range(0, len(history) - WINDOW + 1, WINDOW)
-    return [np.array([row[name] for row in history[i : i + WINDOW]]) for i in starts]
-
-
-def record_training(
-    course: Course, name: str, folder: str, seed: int, start: Mapping[str, float]
-) -> None:
+def record_training(course: Course, name: str, folder: str, seed: int, start: Mapping) -> None:
     """Record a training as "along", x the last iteration of a window; `start` stands at x = 0."""
     history = training_history(folder)
-    means = {each: [w.mean() for w in windows(history, each)] for each in WATCHED}
-    for each in NOTED:
-        values = np.array([row[each] for row in history])
-        means[each] = values[: len(values) // WINDOW * WINDOW].reshape(-1, WINDOW).mean(1)
+    means = {each: [w.mean() for w in windows(history, each)] for each in (*WATCHED, *NOTED)}
     if "truth" in start:
         means["gain"], start = np.array(means["truth"]) - start["truth"], start | {"gain": 0.0}
     for each, value in start.items():
@@ -111,19 +81,15 @@ def record_training(
 
 def ranked_truth(course: Course, n: int, seed: int) -> float | None:
     """Mean true score of the ranked answers to `n` training prompts; None where nobody knows it."""
-    rows = comparisons(course, "train", n, seed=seed)
+    rows = recipes.comparisons(course, "train", n, seed=seed)
     scores = [score for row in rows for score in row.get("scores", [])]
     return float(np.mean(scores)) if scores else None
 
 
 def as_it_came(settings: Mapping[str, Any], truth: float | None) -> dict[str, float]:
-    """The policy before PPO, where a run's curve starts; its `ranked_truth` is given.
-
-    Known for policies of the reward model's own size, whose normalised scores have mean 0 by
-    convention.
-    """
+    """Where a run's curve starts: its policy before PPO, of which `truth` is the `ranked_truth`."""
     if settings.get("base"):
-        return {}
+        return {}  # another size than the reward model's, whose own scores have mean 0
     if truth is None:
         return {"proxy": 0.0, "kl": 0.0}
     proxy = truth / answers.TRUTH_UNIT if settings.get("panel") == "nobody" else 0.0
@@ -131,66 +97,49 @@ def as_it_came(settings: Mapping[str, Any], truth: float | None) -> dict[str, fl
 
 
 def after_the_peak(folders: Mapping[int, str]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """From the truth's peak to the end of the training: (fall of the truth, rise of the proxy).
+    """Fall of the truth from its peak to the end, rise of the proxy meanwhile; (prompts,) a seed.
 
-    One array a seed, by prompt. Where there are several seeds, the others choose a seed's peak; one
-    seed alone is halved: every second prompt chooses for the others, and the other way round. So
-    the luck of the prompts and answers that made the peak is not counted as a fall.
+    So that luck is no fall, the other seeds choose a seed's peak; of one alone, the other prompts.
     """
     runs = {seed: training_history(folder) for seed, folder in folders.items()}
-    truth = {seed: by_prompt(run, "truth") for seed, run in runs.items()}
-    proxy = {seed: by_prompt(run, "proxy") for seed, run in runs.items()}
+    truths = {seed: by_prompt(run, "truth") for seed, run in runs.items()}
     falls, rises = [], []
-    for seed in runs:
-        others = [truth[s].mean(1) for s in runs if s != seed]
+    for seed, truth in truths.items():
+        proxy = by_prompt(runs[seed], "proxy")
+        others = [other.mean(1) for s, other in truths.items() if s != seed]
         if others:
-            parts = [(np.mean(others, axis=0), slice(None))]
+            parts = [(np.mean(others, axis=0).argmax(), slice(None))]
         else:
-            first, second = slice(0, None, 2), slice(1, None, 2)
-            ways = (first, second), (second, first)
-            parts = [(truth[seed][:, a].mean(1), b) for a, b in ways]
-        fall, rise = [], []
-        for chosen_by, own in parts:
-            peak = int(np.argmax(chosen_by))
-            fall.append(truth[seed][peak, own] - truth[seed][-1, own])
-            rise.append(proxy[seed][-1, own] - proxy[seed][peak, own])
-        falls.append(np.concatenate(fall))
-        rises.append(np.concatenate(rise))
+            parts = [(truth[:, i::2].mean(1).argmax(), slice(1 - i, None, 2)) for i in (0, 1)]
+        falls.append(np.concatenate([truth[peak, own] - truth[-1, own] for peak, own in parts]))
+        rises.append(np.concatenate([proxy[-1, own] - proxy[peak, own] for peak, own in parts]))
     return falls, rises
 
 
 def by_prompt(history: Sequence[Mapping], name: str) -> np.ndarray:
     """As `windows`, with the mean over the completions of each prompt: (windows, prompts)."""
-    found = np.stack(windows(history, name))  # (W, its, N)
-    each = ppo.SamplingConfig.num_generations
-    return found.reshape(len(found), -1, each).mean(-1)
+    found = windows(history, name)
+    return found.reshape(len(found), -1, ppo.SamplingConfig.num_generations).mean(-1)
 
 
 def later_peak(folders: Sequence[Mapping[int, str]]) -> Interval:
     """The smallest step of √KL at the truth's peak with the next amount of data, over seeds."""
-    found = []
-    for runs in folders:
-        places = []
-        for folder in runs.values():
-            history = training_history(folder)
-            peak = int(np.argmax([window.mean() for window in windows(history, "truth")]))
-            kl = [row["kl"] for row in history[WINDOW * peak : WINDOW * (peak + 1)]]
-            places.append(np.array([max(0.0, np.mean(kl)) ** 0.5]))
-        found.append(places)
-    return smallest_step(found)
+
+    def place(folder: str) -> np.ndarray:
+        history = training_history(folder)
+        peak = int(np.argmax([window.mean() for window in windows(history, "truth")]))
+        return np.array([max(0.0, windows(history, "kl")[peak].mean()) ** 0.5])
+
+    return smallest_step([[place(folder) for folder in runs.values()] for runs in folders])
 
 
-def same_distance(course: Course, names: Sequence[str], seeds: Sequence[int]) -> Interval:
-    """The smallest step of the gain in truth from one run to the next, as far as all of them went.
-
-    Each seed's gains along its runs are read off at the largest √KL that all of its runs reached.
-    """
+def same_distance(along: pd.DataFrame, names: Sequence[str]) -> Interval:
+    """The smallest step of the gain in truth from run to run, as far as all of them went."""
     found: list[list[np.ndarray]] = [[] for _ in names]
-    for seed in seeds:
+    for _, rows in along[along["condition"].isin(names)].groupby("seed"):
         paths = []
         for name in names:
-            rows = course.results.frame("along", condition=name)
-            path = rows[rows["seed"] == seed].pivot_table("value", "x", "measure")
+            path = rows[rows["condition"] == name].pivot_table("value", "x", "measure")
             paths.append(path.assign(d=path["kl"].clip(lower=0) ** 0.5).sort_values("d"))
         reached = min(path["d"].max() for path in paths)
         for steps, path in zip(found, paths, strict=True):
@@ -199,27 +148,19 @@ def same_distance(course: Course, names: Sequence[str], seeds: Sequence[int]) ->
 
 
 def best_of_n(bench: Bench) -> dict[int, policy_bench.Point]:
-    """Best-of-n from the answers `before`, recorded as "along", "best of n".
-
-    A full run picks from 1,024 answers to each of 16 prompts, and also by the reward models that
-    learned from other amounts of data.
-    """
+    """Best-of-n, recorded as "along": in a full run from 1,024 answers to each of 16 prompts."""
     course, pool = bench.course, bench.before
     if course.full:
-        by, rows = (bench.start, bench.reward_folder), bench.rows[:16]
-        pool = policy_bench.reference_answers(course, *by, rows, 1024, bench.seed)
-        for n in (AMOUNTS[0], AMOUNTS[-1]):
-            policy_bench.best_of_n(
-                bench, "along", f"best of n, {n} prompts", rescored(bench, pool, n)
-            )
+        by = bench.start, bench.reward_folder, bench.rows[:16]
+        pool = policy_bench.reference_answers(course, *by, 1024, bench.seed)
+        for n in (AMOUNTS[0], AMOUNTS[-1]):  # by reward models that learned from other amounts
+            scored = rescored(bench, pool, n)
+            policy_bench.best_of_n(bench, "along", f"best of n, {n} prompts", scored)
     return policy_bench.best_of_n(bench, "along", "best of n", pool)
 
 
 def picks_after_the_peak(along: pd.DataFrame, name: str) -> Interval:
-    """Of rows "along" of best-of-n with several seeds: the truth's fall from its peak to most n.
-
-    The other seeds choose a seed's peak, as in `after_the_peak`.
-    """
+    """Best-of-n's fall from its peak to most n, as in `after_the_peak`, of several seeds."""
     rows = along[(along["condition"] == name) & (along["measure"] == "gain")]
     gains = rows.pivot_table("value", "seed", "x").to_numpy()  # (seeds, ns)
     others = (gains.sum(0) - gains) / (len(gains) - 1)
@@ -228,8 +169,8 @@ def picks_after_the_peak(along: pd.DataFrame, name: str) -> Interval:
 
 def rescored(bench: Bench, pool: Written, n: int) -> Written:
     """The same answers, scored by the reward model that learned from `n` prompts."""
-    course = bench.course
-    model = reward.load_reward_model(reward_model(course, n, seed=bench.seed), course.device)
+    folder = recipes.reward_model(bench.course, n, seed=bench.seed)
+    model = reward.load_reward_model(folder, bench.course.device)
     asked = [row["prompt"] for row in pool.rows for _ in range(pool.texts.shape[1])]
     scores = reward.score_texts(model, bench.tokenizer, asked, pool.texts.ravel().tolist())
     return replace(pool, proxy=reward.normalise(model, scores).reshape(pool.proxy.shape))
@@ -241,51 +182,38 @@ def beside(written: Written, picked: policy_bench.Point) -> np.ndarray:
 
 
 def fitted(along: pd.DataFrame, name: str) -> search.OverOptimisation | None:
-    """Gao et al.'s curve through the rows "along" of a run, or of best-of-n.
-
-    None where there are too few points, or the gain over the policy as it came is not known.
-    """
-    rows, form = along[along["condition"] == name], "bon" if "best" in name else "rl"
+    """Gao et al.'s curve through the rows "along" of a run; None: too few points, or no gain."""
+    rows = along[along["condition"] == name]
     wide = rows.pivot_table(index="seed", columns=["measure", "x"], values="value")
     if not {"gain", "kl"} <= set(wide.columns.get_level_values(0)):
         return None
-    gains, kl = wide["gain"].to_numpy(), wide["kl"].to_numpy()
+    gains, kl = wide["gain"].to_numpy(), np.maximum(wide["kl"].to_numpy(), 0)
     if gains.shape[1] < 4:
         return None
-    gains, kl = (gains, kl) if len(gains) > 1 else (gains[0], kl[0])
-    return search.fit_overoptimisation(np.maximum(kl, 0), gains, form)
+    if len(gains) == 1:
+        gains, kl = gains[0], kl[0]
+    return search.fit_overoptimisation(kl, gains, "bon" if "best" in name else "rl")
 
 
 def fit_rows(course: Course, curves: Sequence[str]) -> list[dict[str, str]]:
-    """Fitted curves as a table, of this run and of the committed full runs.
-
-    Intervals are over seeds. One seed's points hang together, so there it has none.
-    """
+    """Fitted curves as a table, of this run and of the committed full runs."""
     runs = {"this run": course.results.frame("along")}
     runs |= {} if course.full else {"full runs": course.full_runs("along")}
     table = []
-    for whose, along in runs.items():
-        for name in curves:
-            if fit := fitted(along, name):
-                kl = along[(along["condition"] == name) & (along["measure"] == "kl")]["value"].max()
-                row = {"curve": name, "fitted to": whose, "R²": fit.r2, "Gao's α": fit.alpha}
-                row |= {"Gao's β": fit.beta, "√KL of the peak": fit.peak}
-                if along["seed"].nunique() == 1:
-                    row |= {k: f"{v[0]:.3f}" for k, v in row.items() if isinstance(v, Interval)}
-                row["√KL reached, at most"] = f"{kl**0.5:.2f}"
-                table.append({title: str(value) for title, value in row.items()})
+    for (whose, along), name in itertools.product(runs.items(), curves):
+        if fit := fitted(along, name):
+            row = {"curve": name, "fitted to": whose, "R²": fit.r2, "Gao's α": fit.alpha}
+            row |= {"Gao's β": fit.beta, "√KL of the peak": fit.peak}
+            if along["seed"].nunique() == 1:  # whose points hang together: no interval
+                row |= {k: f"{v[0]:.3f}" for k, v in row.items() if isinstance(v, Interval)}
+            kl = select(along, measure="kl", condition=name)["value"].max()
+            row["√KL reached, at most"] = f"{kl**0.5:.2f}"
+            table.append({title: str(value) for title, value in row.items()})
     return table
 
 
-# ---- other models, and the tax -----------------------------------------------------------------
-
-
 def prompted(bench: Bench, model: str, tries: int, shots: int = SHOTS) -> np.ndarray:
-    """True scores (P, tries) of what a base model writes, after `shots` good examples or none.
-
-    The examples stand in a transcript of a user and an assistant, which base models have read in
-    their pretraining: a strong prompt.
-    """
+    """True scores (P, tries) of what a base model writes, after `shots` good examples or none."""
     course, rows = bench.course, bench.rows
     network, tokenizer = load(course, model)
     asked, options = [row["prompt"] for row in rows], dict(sft_trials.SAMPLING)
@@ -305,16 +233,10 @@ def prompted(bench: Bench, model: str, tries: int, shots: int = SHOTS) -> np.nda
 
 def no_rlhf(bench: Bench, name: str, base: str) -> np.ndarray:
     """True scores of a base model, by the name's last word "bare", "prompted" or after "SFT"."""
-    if name.endswith("SFT"):
-        return fine_tuned(bench, base)
-    return prompted(bench, base, 1, shots=0 if name.endswith("bare") else SHOTS)
-
-
-def fine_tuned(bench: Bench, model: str) -> np.ndarray:
-    """True scores (P, TRIES) of the policy made from a base model, before any RLHF."""
-    start = policy_of(bench.course, model, bench.seed)
-    policy, tokenizer = load_policy(bench.course, start)
-    seed = policy_bench.draw(("4.5", f"{model}, SFT", 0, bench.seed))
+    if not name.endswith("SFT"):
+        return prompted(bench, base, 1, shots=0 if name.endswith("bare") else SHOTS)
+    policy, tokenizer = load_policy(bench.course, recipes.policy_of(bench.course, base, bench.seed))
+    seed = policy_bench.draw(("4.5", f"{base}, SFT", 0, bench.seed))
     by = None, bench.reward_model, tokenizer
     return measures.write(bench.course, policy, *by, bench.rows, seed=seed).truth
 
@@ -331,11 +253,9 @@ def transcript(bench: Bench, tokenizer: Any, shots: int, most: int) -> str:
 
 def play(course: Course, truths: Mapping[str, np.ndarray], seed: int) -> None:
     """Record as "4.5" how often each model (condition) beats each other one (x), by true score."""
-    for a, mine in truths.items():
-        for b, theirs in truths.items():
-            if a != b:
-                rate = measures.wins(mine, theirs).mean()
-                course.results.add("4.5", a, b, seed, "wins", rate)
+    for a, b in itertools.permutations(truths, 2):
+        rate = measures.wins(truths[a], truths[b]).mean()
+        course.results.add("4.5", a, b, seed, "wins", rate)
 
 
 def more_wins(truths: Mapping[str, np.ndarray], a: str, b: str, against: str) -> np.ndarray:
@@ -343,196 +263,136 @@ def more_wins(truths: Mapping[str, np.ndarray], a: str, b: str, against: str) ->
     return measures.wins(truths[a], truths[against]) - measures.wins(truths[b], truths[against])
 
 
-def taxes(
-    benches: Mapping[int, Bench], folders: Folders
-) -> dict[str, dict[int, dict[str, np.ndarray]]]:
-    """`tax` of the base model, the policies as they came ("SFT") and the trained ones.
+def beside_a_prompt(played: Mapping[int, Mapping], size: str) -> tuple[Interval, Interval]:
+    """(Wins of a size after PPO over l with a prompt, how many more these are than after SFT)."""
+    after, before, other = f"{size}, PPO", f"{size}, SFT", "l, prompted"
+    won = [measures.wins(truths[after], truths[other]) for truths in played.values()]
+    more = [more_wins(truths, after, before, other) for truths in played.values()]
+    return over_seeds(won), over_seeds(more)
 
-    By name and seed; the base model is the same for all seeds.
-    """
-    found: dict[str, dict[int, dict[str, np.ndarray]]] = {"base": {}, "SFT": {}}
+
+def taxes(benches: Mapping[int, Bench], folders: Mapping[str, Mapping[int, str]]) -> Ran:
+    """`tax` of the base model, the policies as they came ("SFT") and the trained ones."""
+    first = next(iter(benches.values()))
+    course = first.course
+    base = load_policy(course, course.model("base"))[0]  # at the policies' temperature
+    known = Items(tax(course, base, first.tokenizer, "base", first.seed))
+    found = {"base": dict.fromkeys(benches, known), "SFT": {}, **{name: {} for name in folders}}
     for seed, bench in benches.items():
-        course, by = bench.course, bench.tokenizer
-        if not found["base"]:
-            base = load_policy(course, course.model("base"))[0]  # at the policies' temperature
-            found["base"] = dict.fromkeys(benches, tax(course, base, by, "base", seed))
-        found["SFT"][seed] = tax(course, bench.reference, by, "SFT", seed)
-        for name, by_seed in folders.items():
-            model = load(course, by_seed[seed])[0]
-            found.setdefault(name, {})[seed] = tax(course, model, by, name, seed)
-    return found
+        for name in ("SFT", *folders):
+            model = load(course, folders[name][seed])[0] if name in folders else bench.reference
+            found[name][seed] = Items(tax(course, model, bench.tokenizer, name, seed))
+    return Ran(course, "4.4", {}, {}, items=found)
 
 
-# ---- claims ------------------------------------------------------------------------------------
-
-
-def costs(
-    benches: Mapping[int, Bench],
-    after: Mapping[int, Written],
-    taxed: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]],
-) -> dict[str, Interval]:
-    """The claims about what PPO costs, by id: forgetting; falsehood where the truth is known."""
-    pairs = [(taxed["PPO"][seed], taxed["SFT"][seed]) for seed in benches]
-    found = {
-        claim: over_seeds([new[name] - old[name] for new, old in pairs])
-        for claim, name in (("4.4a", "document_loss"), ("4.4b", "exam"))
-    }
-    if all(bench.course.truth_known for bench in benches.values()):
-        false = [(after[s].false.mean(1), benches[s].before.false.mean(1)) for s in benches]
-        found["4.6a"] = over_seeds([new - old for new, old in false])
-    return found
-
-
-def only_full(
-    benches: Mapping[int, Bench],
-    folders: Folders,
-    after: Mapping[str, Mapping[int, Written]],
-    taxed: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]],
-    played: Mapping[int, Mapping[str, np.ndarray]],
-) -> dict[str, Interval]:
+def only_full(ran: Ran, taxed: Ran, played: Mapping[int, Mapping]) -> dict[str, Interval]:
     """The claims about runs that a live run leaves out, by id; none where these are not there."""
-    if "the truth" not in after:
+    if "the truth" not in ran.items:
         return {}
-    seeds, course = list(benches), benches[next(iter(benches))].course
-
-    def gained(name: str, what: str = "truth") -> list[np.ndarray]:
-        pairs = [(after[name][s], benches[s].before) for s in seeds]
-        return [getattr(a, what).mean(1) - getattr(b, what).mean(1) for a, b in pairs]
-
-    def more(name: str, other: str, what: str = "truth") -> Interval:
-        pairs = zip(gained(name, what), gained(other, what), strict=True)
-        return over_seeds([a - b for a, b in pairs])
-
-    def distance(name: str) -> list[np.ndarray]:
-        return [after[name][s].kl.mean(1) for s in seeds]
-
-    shares = [ratio_items(*pair) for pair in zip(gained("PPO"), gained("the truth"), strict=True)]
     weaker = "β = 0.8", "PPO", "β = 0.05", "no penalty"  # from the largest penalty to none
-    nearer = [distance(name) for name in weaker]
     amounts = [f"{n} prompts" for n in AMOUNTS]
-    weights = ("PPO", "γ = 0.1", "γ = 1.0")
-    kept = [[-taxed[name][s]["document_loss"] for s in seeds] for name in weights]
-    exam = [taxed["γ = 1.0"][s]["exam"] - taxed["PPO"][s]["exam"] for s in seeds]
-    falls, rises = map(over_seeds, after_the_peak(folders["512 prompts"]))
+    losses = [taxed.values("document_loss", name) for name in ("γ = 1.0", "γ = 0.1", "PPO")]
+    truths = (ran.values("truth", name) for name in ("SFT", "PPO", "the truth"))
+    shares = [ratio_items(a - old, b - old) for old, a, b in zip(*truths, strict=True)]
+    falls, rises = after_the_peak(ran.folders["512 prompts"])
     found = {
         "4.1c": over_seeds(shares),
-        "4.2d": smallest_step(nearer),
-        "4.2f": smallest_step([gained(name, "proxy") for name in weaker]),
-        "4.3e": later_peak([folders[name] for name in amounts]),
-        "4.4c": smallest_step(kept),
-        "4.1f": more("PPO", "λ = 0.95"),
-        "4.1g": more("PPO", "λ = 0.95", "proxy"),
-        "4.3g": falls,
-        "4.3h": rises,
-        "4.3i": over_seeds([-gain for gain in gained("512 prompts")]),
-        "4.4d": more("γ = 1.0", "PPO"),
-        "4.4e": over_seeds(exam),
-        "4.4f": more("γ = 0.1", "PPO", "proxy"),
-        "4.4g": more("γ = 1.0", "PPO", "proxy"),
+        "4.1f": ran.gain("truth", "PPO", "λ = 0.95"),
+        "4.1g": ran.gain("proxy", "PPO", "λ = 0.95"),
+        "4.2d": smallest_step([ran.values("kl", name) for name in weaker]),
+        "4.2f": smallest_step([ran.values("proxy", name) for name in weaker]),
+        "4.3e": later_peak([ran.folders[name] for name in amounts]),
+        "4.3g": over_seeds(falls),
+        "4.3h": over_seeds(rises),
+        "4.3i": ran.gain("truth", "SFT", "512 prompts"),
+        "4.4c": smallest_step(losses),
+        "4.4d": ran.gain("truth", "γ = 1.0", "PPO"),
+        "4.4e": taxed.gain("exam", "γ = 1.0", "PPO"),
+        "4.4f": ran.gain("proxy", "γ = 0.1", "PPO"),
+        "4.4g": ran.gain("proxy", "γ = 1.0", "PPO"),
     }
-    if course.truth_known:  # else nobody knows the gains along a training
+    if ran.course.truth_known:  # else nobody knows the gains along a training
+        along = ran.course.results.frame("along")
         same = {"4.1h": ["λ = 0.95", "PPO"], "4.2e": ["no penalty", "PPO"]}
         same |= {"4.3j": amounts, "4.3k": amounts[1:]}
-        along = course.results.frame("along")
+        found |= {claim: same_distance(along, names) for claim, names in same.items()}
         found["4.3l"] = picks_after_the_peak(along, f"best of n, {amounts[0]}")
-        found |= {claim: same_distance(course, runs, seeds) for claim, runs in same.items()}
-    if "biased labellers" in after:
-        found["4.6b"] = over_seeds(gained("biased labellers", "false"))
-        rates = [[falsehood(after[n][s]) for n in ("biased labellers", "PPO")] for s in seeds]
+    if "biased labellers" in ran.items:
+        found["4.6b"] = ran.gain("false", "biased labellers", "SFT")
+        rates = zip(falsehood(ran, "biased labellers"), falsehood(ran, "PPO"), strict=True)
         found["4.6c"] = over_seeds([biased - fair for biased, fair in rates])
     if all("s, PPO" in truths for truths in played.values()):
-        pairs = [(truths["s, PPO"], truths["l, prompted"]) for truths in played.values()]
-        found["4.5b"] = over_seeds([measures.wins(*pair) for pair in pairs])
-        ways = "s, PPO", "s, SFT", "l, prompted"
-        found["4.5d"] = over_seeds([more_wins(truths, *ways) for truths in played.values()])
+        found["4.5b"], found["4.5d"] = beside_a_prompt(played, "s")
     return found
 
 
-def falsehood(written: Written) -> np.ndarray:
-    """False statements in a hundred tokens, by prompt (P,): longer answers have room for more."""
-    return 100 * written.false.mean(1) / written.length.mean(1)
-
-
-# ---- looked at closely -------------------------------------------------------------------------
+def falsehood(ran: Ran, name: str) -> list[np.ndarray]:
+    """False statements in a hundred tokens, by seed and prompt: longer answers have more room."""
+    both = zip(ran.values("false", name), ran.values("length", name), strict=True)
+    return [100 * false / length for false, length in both]
 
 
 def hacked(written: Written, before: Written, num: int = 4) -> list[dict[str, Any]]:
-    """For a table: the answers of highest score among those of low truth.
-
-    Low is a truth below that of three in four answers `before`.
-    """
+    """For a table: of answers of low truth (the lowest quarter of `before`) the highest scores."""
     low = np.argwhere(written.truth < np.quantile(before.truth, 0.25))
     places = sorted(map(tuple, low), key=lambda place: -written.proxy[place])[:num]
     return [
-        {
-            "prompt": written.rows[p]["prompt"],
-            "score": float(written.proxy[p, g]),
-            "truth": float(written.truth[p, g]),
-            "answer": written.texts[p, g],
-        }
-        for p, g in places
+        {"prompt": written.rows[at[0]]["prompt"], "score": written.proxy[at]}
+        | {"truth": written.truth[at], "answer": written.texts[at]}
+        for at in places
     ]
 
 
 def pleasing(written: Written, before: Written) -> float:
-    """Of the answers that please the reward model, the share that does not please the judge.
-
-    The score is above the median of the answers `before`, the truth among their lowest quarter.
-    """
+    """Of answers scored above the median of `before`, the share with truths in its low quarter."""
     pleased = written.proxy > np.median(before.proxy)
     bad = written.truth < np.quantile(before.truth, 0.25)
     return float(bad[pleased].mean()) if pleased.any() else 0.0
 
 
-def walk(bench: Bench, policy: Any, beta: float, num: int = 12) -> tuple[str, list[dict[str, Any]]]:
-    """An answer of a policy to the first prompt, as PPO sees it: its text, and a table.
-
-    Of nine answers that whose log π/π_ref is in the middle. The `num` tokens that count most, in
-    their order, and a line with the sums over all of them.
-    """
-    tokenizer, by = bench.tokenizer, (bench.reward_model, bench.tokenizer)
-    prompts = [chat.render_prompt(tokenizer, row["prompt"]) for row in bench.rows[:1]]
-    scorer = answers.Scorer(bench.course, *by, bench.rows)
-    sampling = answers.sampling_config(tokenizer, num_generations=9)
-    at = bench.reference, None, prompts, scorer, sampling
+def rolled_out(
+    bench: Bench, policy: Any, value: Any, rows: Sequence[dict], config: ppo.PPOConfig, tries: int
+) -> ppo.Rollout:
+    """`tries` answers of a policy to the prompt of each row, with their advantages."""
+    prompts = [chat.render_prompt(bench.tokenizer, row["prompt"]) for row in rows]
+    scorer = answers.Scorer(bench.course, bench.reward_model, bench.tokenizer, rows)
+    sampling = answers.sampling_config(bench.tokenizer, num_generations=tries)
+    at = bench.reference, value, prompts, scorer, sampling
     rollout = ppo.collect_rollout(policy, *at, bench.seed)
-    ppo.compute_advantages(rollout, ppo.PPOConfig(beta=beta))
+    ppo.compute_advantages(rollout, config)
+    return rollout
+
+
+def walk(bench: Bench, policy: Any, beta: float, num: int = 12) -> tuple[str, list[dict[str, Any]]]:
+    """Of nine answers to the first prompt that of the median KL: its text, its heaviest tokens."""
+    tokenizer = bench.tokenizer
+    rollout = rolled_out(bench, policy, None, bench.rows[:1], ppo.PPOConfig(beta=beta), 9)
     distances = (rollout.logprobs - rollout.ref_logprobs).sum(-1)  # (9,), pads are 0
     row = int(distances.argsort()[len(distances) // 2])
-    ids = rollout.rows[row]["input_ids"][len(prompts[0]) :]
+    ids = rollout.rows[row]["input_ids"][-int(rollout.mask[row].sum()) :]
     read = rollout.logprobs, rollout.ref_logprobs, rollout.rewards
     new, ref, rewards = (values[row, : len(ids)] for values in read)
     score = torch.zeros_like(rewards)
     score[-1] = rollout.scores[row]
     columns = {"log π": new, "log π_ref": ref, "-β log(π/π_ref)": -beta * (new - ref)}
     columns |= {"score": score, "reward": rewards}
-    heaviest = columns["reward"].abs().argsort(descending=True)[:num].sort().values.tolist()
-    table = [
-        {"place": str(t + 1), "token": tokenizer.decode([ids[t]])}
-        | {name: float(values[t]) for name, values in columns.items()}
-        for t in heaviest
-    ]
-    sums = {name: float(values.sum()) for name, values in columns.items()}
-    total = {"place": "all", "token": f"{len(ids)} tokens"} | sums
-    return tokenizer.decode(ids, skip_special_tokens=True), [*table, total]
+    table = []
+    for t in rewards.abs().argsort(descending=True)[:num].sort().values.tolist():
+        table.append({"place": str(t + 1), "token": tokenizer.decode([ids[t]])})
+        table[-1] |= {name: float(values[t]) for name, values in columns.items()}
+    table.append({"place": "all", "token": f"{len(ids)} tokens"})
+    table[-1] |= {name: float(values.sum()) for name, values in columns.items()}
+    return tokenizer.decode(ids, skip_special_tokens=True), table
 
 
 def passes(bench: Bench, name: str, num_epochs: int, **changes: Any) -> Written:
-    """One rollout of the policy as it came, used for `num_epochs` passes.
-
-    Returns what it then writes to the bench's prompts, recorded as claim "break".
-    """
-    course, own, seed = bench.course, bench.course.model("base"), bench.seed
+    """What the policy writes after `num_epochs` passes over one rollout, recorded as "break"."""
+    course, seed = bench.course, bench.seed
     policy, tokenizer = load_policy(course, bench.start)
     rows = prompts_that_fit(course, policy, tokenizer, "train", 64, seed)
-    prompts = [chat.render_prompt(tokenizer, row["prompt"]) for row in rows]
     value = ppo.ValueHead(policy.config.hidden_size).to(policy.device)
-    scorer = answers.Scorer(course, bench.reward_model, tokenizer, rows)
-    sampling = answers.sampling_config(tokenizer, num_generations=1)
-    config = recipes.ppo_config(course, own, num_epochs=num_epochs, **changes)
-    at = bench.reference, value, prompts, scorer, sampling
-    rollout = ppo.collect_rollout(policy, *at, seed)
-    ppo.compute_advantages(rollout, config)
+    config = recipes.ppo_config(course, course.model("base"), num_epochs=num_epochs, **changes)
+    rollout = rolled_out(bench, policy, value, rows, config, 1)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=0.0)
     ppo.update_policy(policy, value, optimizer, rollout, config, random.Random(seed))
     return policy_bench.measure(bench, policy, "break", name)
