@@ -1,7 +1,4 @@
-"""DPO beside PPO and best-of-n: true score against KL, operations, the implicit reward.
-
-What notebook 05 measures on its test benches, one a seed (`policy_bench`).
-"""
+"""What notebook 05 measures on its benches: DPO beside PPO and best-of-n, the implicit reward."""
 
 from __future__ import annotations
 
@@ -58,11 +55,8 @@ def pair_summary(rows: Sequence[Comparison], tokenizer: Any) -> list[dict[str, A
     kinds = {"best and worst": ends, "all pairs": [reward.pairs_of(row) for row in rows]}
     table = []
     for name, pairs in kinds.items():
-        found = [
-            (row, ids, *pair)
-            for row, ids, some in zip(rows, read, pairs, strict=True)
-            for pair in some
-        ]
+        each = zip(rows, read, pairs, strict=True)
+        found = [(row, ids, *pair) for row, ids, some in each for pair in some]
         right: Any = "unknown"
         if own:
             gaps = [row["scores"][i] - row["scores"][j] for row, _, i, j in found]
@@ -91,9 +85,9 @@ def show_pair(tokenizer: Any, pair: dict) -> str:
 def at_kl(bench: Bench, points: Sequence[Point], kl: float) -> np.ndarray:
     """The true score (P,) that a method reaches at a distance of `kl` nats.
 
-    Between two neighbours of its frontier, and from the reference to the first, a straight line in
-    the square root of KL, along which scores rise about evenly at first (Gao et al. 2022). Beyond
-    the last point the last one counts: nobody has to spend all the distance that is allowed.
+    From the reference and between the points of its frontier, a straight line in the square root of
+    KL, along which scores rise about evenly at first (Gao et al. 2022). Beyond the last point that
+    one counts: nobody has to spend all the distance that is allowed.
     """
     points = sorted(points, key=lambda one: one.kl)
     places = np.sqrt([0.0, *(one.kl for one in points)])
@@ -129,10 +123,8 @@ def trace(
         found[method] = [policy_bench.point(bench, written)]
         for beta in betas[method]:
             if beta != settings[method]["beta"]:
-                options = {**settings[method], "beta": beta}
-                folder = METHODS[method][0](
-                    bench.course, n, seed=bench.seed, progress=progress, **options
-                )
+                options = {**settings[method], "beta": beta, "progress": progress}
+                folder = METHODS[method][0](bench.course, n, seed=bench.seed, **options)
                 other = policy_bench.measure(bench, folder, "5.2", method, beta)
                 found[method].append(policy_bench.point(bench, other))
     return found
@@ -161,8 +153,8 @@ def trial(
     Recorded as claim "break".
     """
     policy = fresh(bench)
-    history = dpo.train_dpo(policy, rows, config)
-    return history[0]["loss"], policy_bench.measure(bench, policy, "break", name)
+    first = dpo.train_dpo(policy, rows, config)[0]
+    return first["loss"], policy_bench.measure(bench, policy, "break", name)
 
 
 def broken_runs() -> pd.DataFrame:
@@ -219,8 +211,8 @@ def operations(
     """Floating-point operations of "DPO" and "PPO" by part, recorded: 2 N a token read or written,
     6 N a token trained on (Kaplan et al. 2020, arXiv:2001.08361), N the policy's parameters.
 
-    Not counted, on either side: the reference's own training, the ranked answers and their labels,
-    and what is measured afterwards. PPO's value head is left out: it is a single row of weights.
+    Not counted: the reference's own training, the ranked answers and their labels, what is measured
+    afterwards, and PPO's value head, a single row of weights.
     """
     course, tokenizer, n = bench.course, bench.tokenizer, num_parameters(bench.reference)
     pairs = sum(row["num_tokens"] for row in training_history(dpo_folder))
@@ -228,23 +220,20 @@ def operations(
     history = training_history(ppo_folder)
     sampling = sampling_config(tokenizer)
     config = recipes.ppo_config(course, course.model("base"), **ppo_changes)
-    rows = prompts_that_fit(
-        course, bench.reference, tokenizer, "train", recipes.PPO_PROMPTS, bench.seed
-    )
+    asked = "train", recipes.PPO_PROMPTS, bench.seed
+    rows = prompts_that_fit(course, bench.reference, tokenizer, *asked)
     prompt = np.mean([len(chat.render_prompt(tokenizer, row["prompt"])) for row in rows])
     prompts = prompt * len(history) * min(sampling.num_prompts, len(rows))
     written = sum(row["num_tokens"] for row in history)
     texts = sampling.num_generations * prompts + written
-    found = {
-        "DPO": {"reference reads the pairs": 2 * pairs / num_passes, "training": 6 * pairs},
-        "PPO": {
-            "reward model: training": 6 * ranked,
-            "reward model: its scale": 2 * ranked,
-            "writing answers": 2 * (prompts + written),
-            "scoring them": 2 * texts,
-            "policy and reference read them": 4 * texts,
-            "training": 6 * config.num_epochs * texts,
-        },
+    found = {"DPO": {"reference reads the pairs": 2 * pairs / num_passes, "training": 6 * pairs}}
+    found["PPO"] = {
+        "reward model: training": 6 * ranked,
+        "reward model: its scale": 2 * ranked,
+        "writing answers": 2 * (prompts + written),
+        "scoring them": 2 * texts,
+        "policy and reference read them": 4 * texts,
+        "training": 6 * config.num_epochs * texts,
     }
     for method, parts in found.items():
         for name, tokens in parts.items():
@@ -259,17 +248,13 @@ def operations(
 def answer_logps(
     model: Any, tokenizer: Any, rows: Sequence[Comparison], most: int = 10**9
 ) -> np.ndarray:
-    """Log-probability (n,) of each completion of rendered comparisons, row after row.
-
-    Of a completion the first `most` tokens count.
-    """
+    """Log-probability (n,) of the first `most` tokens of each completion, row after row."""
     answers = []
     for row in rows:
         start = len(chat.render_prompt(tokenizer, row["prompt"]))
-        counts = range(start, start + most)
-        masks = ([int(i in counts) for i in range(len(ids))] for ids in row["completions"])
-        pairs = zip(row["completions"], masks, strict=True)
-        answers += [{"input_ids": ids, "completion_mask": mask} for ids, mask in pairs]
+        for ids in row["completions"]:
+            mask = [int(start <= i < start + most) for i in range(len(ids))]
+            answers.append({"input_ids": ids, "completion_mask": mask})
     return -completion_losses(model, answers, max_length=10**9)[0]
 
 
@@ -278,8 +263,7 @@ def implicit_marks(
 ) -> dict[str, reward_trials.Marks]:
     """How beta log π/π_ref does as a reward model on rendered comparisons, recorded.
 
-    `judges` has a folder and a beta by name. A cut answer counts without an end, as DPO learned it
-    (`recipes.preference_pairs`).
+    `judges` has a folder and a beta by name. A cut answer counts without an end, as DPO learned it.
     """
     most = SAMPLING["max_new_tokens"] if bench.course.truth_known else 10**9
     read = bench.tokenizer, rows, most
@@ -325,9 +309,9 @@ def gains_by_rate(
 ) -> dict[tuple[str, float, int], float]:
     """Points gained by (method, factor on its learning rate, seed), recorded.
 
-    `runs` are those at the usual rate, factor 1, by method and seed; the others are trained with
-    the same `settings` of each method. A training that stopped itself, or went so far that PPO
-    would have, gains nothing: one keeps the reference.
+    `runs` are those at the usual rate, factor 1; the others are trained with the same `settings`.
+    A training that stopped itself, or went so far that PPO would have, gains nothing: one keeps
+    the reference.
     """
     gains = {}
     for method, by_seed in runs.items():
@@ -348,10 +332,7 @@ def spread(gains: Mapping[tuple[str, float, int], float], method: str) -> dict[s
 
     `gains` has keys (method, factor, seed). The mean of "seeds" is Levene's measure of spread.
     """
-    mine = {key[1:]: gain for key, gain in gains.items() if key[0] == method}
-    factors = sorted({factor for factor, _ in mine})
-    table = np.array(
-        [[mine[f, s] for f in factors] for s in sorted({s for _, s in mine})]
-    )  # (S, F)
-    usual = table[:, factors.index(1)]
-    return {"seeds": np.abs(usual - usual.mean()), "rates": table.max(1) - table.min(1)}
+    table = pd.Series(gains).loc[method].unstack(0)  # a row a seed, a column a factor
+    usual = table[1.0].to_numpy()
+    rates = (table.max(axis=1) - table.min(axis=1)).to_numpy()
+    return {"seeds": np.abs(usual - usual.mean()), "rates": rates}

@@ -134,16 +134,12 @@ def costs_figure(course: Course) -> None:
     fig, ax = subplots(figsize=(7, 2.3))
     stage_bars(ax, HOURS, words, height=0.6)
     ax.set(xlim=(1, 3e5), xlabel="thousand H800 GPU hours (log scale)")
-    save_figure(
-        fig,
-        "01_costs",
-        course=course,
-        data=pd.DataFrame(HOURS.items(), columns=["stage", "thousand_hours"]),
-        caption="Training costs of DeepSeek-V3 at $2 an hour (DeepSeek-V3 technical report, Table "
-        "1; lecture, slide 8). Post-training is the orange bar.",
-        alt="Three horizontal bars on a logarithmic axis: pre-training 2,664 thousand GPU hours, "
-        "context extension 119 thousand, post-training 5 thousand.",
-    )
+    about = "Training costs of DeepSeek-V3 at $2 an hour (DeepSeek-V3 technical report, Table 1; "
+    about += "lecture, slide 8). Post-training is the orange bar."
+    alt = "Three horizontal bars on a logarithmic axis: pre-training 2,664 thousand GPU hours, "
+    alt += "context extension 119 thousand, post-training 5 thousand."
+    data = pd.DataFrame(HOURS.items(), columns=["stage", "thousand_hours"])
+    save_figure(fig, "01_costs", course=course, data=data, caption=about, alt=alt)
 
 
 def short_item(course: Course) -> dict:
@@ -162,17 +158,13 @@ def mmlu_figure(course: Course) -> None:
     notes = "The header names the subject.\n\n\nThe question and four options.\n\n\n\n\n"
     notes += "The next token decides: is\n' A', ' B', ' C' or ' D' likeliest?"
     ax.text(0.70, 0.95, notes, size=9, va="top", linespacing=1.45)
-    save_figure(
-        fig,
-        "01_mmlu",
-        course=course,
-        data=pd.DataFrame([item]).astype(str),
-        caption="The format of MMLU (Hendrycks et al. 2021; lecture, slide 12) with an item of "
-        "this course's exam. MMLU has 57 subjects and four options; 5-shot puts five solved items "
-        "first.",
-        alt="A multiple choice question in a box, with header, question, options A to D and the "
-        "word Answer, and notes beside it on how a model's choice is read off.",
-    )
+    about = "The format of MMLU (Hendrycks et al. 2021; lecture, slide 12) with an item of this "
+    about += "course's exam. MMLU has 57 subjects and four options; 5-shot puts five solved items "
+    about += "first."
+    alt = "A multiple choice question in a box, with header, question, options A to D and the word "
+    alt += "Answer, and notes beside it on how a model's choice is read off."
+    data = pd.DataFrame([item]).astype(str)
+    save_figure(fig, "01_mmlu", course=course, data=data, caption=about, alt=alt)
 
 
 def training_figure(course: Course) -> None:
@@ -180,16 +172,12 @@ def training_figure(course: Course) -> None:
     fig, ax = subplots(figsize=(6, 2.8))
     points(ax, course, "1.1", "loss")
     ax.set(xlabel="share of the training done (%)", ylabel="loss (nats per token)", xlim=(0, 104))
-    save_figure(
-        fig,
-        "01_training",
-        course=course,
-        data=course.results.frame("1.1", "loss"),
-        caption="The loss of supervised fine-tuning; each point is the mean over a tenth of the "
-        "steps. Dots: this run. Line and shade: mean of the full runs with its 95% interval over "
-        "seeds; upright bars: where one live run falls (95%).",
-        alt="Training loss in nats per token against the share of the training done, ten points.",
-    )
+    about = "The loss of supervised fine-tuning; each point is the mean over a tenth of the steps. "
+    about += "Dots: this run. Line and shade: mean of the full runs with its 95% interval over "
+    about += "seeds; upright bars: where one live run falls (95%)."
+    alt = "Training loss in nats per token against the share of the training done, ten points."
+    data = course.results.frame("1.1", "loss")
+    save_figure(fig, "01_training", course=course, data=data, caption=about, alt=alt)
 
 
 def answers_figure(course: Course) -> None:
@@ -203,18 +191,14 @@ def answers_figure(course: Course) -> None:
     ax.set(ylim=(-0.03, 1.05), xlim=(-0.5, 2.5), ylabel="share of prompts answered")
     names = ["base,\nraw prompt", "base,\nchat template", "instruct,\nchat template"]
     ax.set_xticks([0, 1, 2], names)
-    save_figure(
-        fig,
-        "01_answers",
-        course=course,
-        data=course.results.frame("1.1", "answers"),
-        caption="Share of held-out prompts that the judge calls answered. Dots: this run. Dashes "
-        "with whiskers: mean of the full runs, 95% interval over seeds; light bars: one live run "
-        "(95%).",
-        alt="Three points with bars, from 0 to 1: the share answered by the base model on raw "
-        "prompts, by the base model in the chat template, and by the instruct model; two dotted "
-        "target lines.",
-    )
+    about = "Share of held-out prompts that the judge calls answered. Dots: this run. Dashes with "
+    about += "whiskers: mean of the full runs, 95% interval over seeds; light bars: one live run "
+    about += "(95%)."
+    alt = "Three points with bars, from 0 to 1: the share answered by the base model on raw "
+    alt += "prompts, by the base model in the chat template, and by the instruct model; two dotted "
+    alt += "target lines."
+    data = course.results.frame("1.1", "answers")
+    save_figure(fig, "01_answers", course=course, data=data, caption=about, alt=alt)
 
 
 def exam_figure(course: Course) -> None:
@@ -230,17 +214,12 @@ def exam_figure(course: Course) -> None:
     axes[0].set(ylim=(0, 1), xlim=(-0.5, 2.5), ylabel="share of items", title="right answers")
     axes[1].set(xlim=(-0.5, 3.5), title="letter chosen (0-shot)")
     axes[1].legend(loc="upper right")
-    save_figure(
-        fig,
-        "01_exam",
-        course=course,
-        data=course.results.frame("1.2"),
-        caption="Left: exam accuracy of base and instruct model, by letter and by text; dotted: "
-        "chance. Right: how often each letter is chosen; without letter bias all would lie near "
-        "the dotted line. Bars as before.",
-        alt="Left panel: accuracy of both models by letter with 0 and 5 shots, and by text. Right "
-        "panel: shares of the four letters.",
-    )
+    about = "Left: exam accuracy of base and instruct model, by letter and by text; dotted: "
+    about += "chance. Right: how often each letter is chosen; without letter bias all would lie "
+    about += "near the dotted line. Bars as before."
+    alt = "Left panel: accuracy of both models by letter with 0 and 5 shots, and by text. Right "
+    alt += "panel: shares of the four letters."
+    save_figure(fig, "01_exam", course=course, data="1.2", caption=about, alt=alt)
 
 
 def base_matters_figure(course: Course) -> None:
@@ -254,17 +233,12 @@ def base_matters_figure(course: Course) -> None:
         ax.set_xticks([], minor=True)
     axes[0].set(xlabel="share of the pretraining of m (log scale)", ylabel="score after SFT")
     axes[1].set(xlabel="parameters of the base model (log scale)")
-    save_figure(
-        fig,
-        "01_base_matters",
-        course=course,
-        data=course.results.frame("1.3"),
-        caption="The judge's mean score (10 is perfect) after the same fine-tuning of different "
-        "base models. Left: m at three points of its pretraining; right: three sizes. Marks as "
-        "before.",
-        alt="Two panels with the score after fine-tuning on the vertical axis: against the share "
-        "of pretraining on the left, against the number of parameters on the right.",
-    )
+    about = "The judge's mean score (10 is perfect) after the same fine-tuning of different base "
+    about += "models. Left: m at three points of its pretraining; right: three sizes. Marks as "
+    about += "before."
+    alt = "Two panels with the score after fine-tuning on the vertical axis: against the share of "
+    alt += "pretraining on the left, against the number of parameters on the right."
+    save_figure(fig, "01_base_matters", course=course, data="1.3", caption=about, alt=alt)
 
 
 def compute_figure(course: Course) -> None:
@@ -276,25 +250,14 @@ def compute_figure(course: Course) -> None:
     stage_bars(ax, bars, [f" {share:.2%}" for share in bars.values()])
     ax.set(xlim=(min(bars.values()) / 3, 4), xlabel="share of the model's training (log scale)")
     most = course.knobs["num_examples"]
-    save_figure(
-        fig,
-        "01_compute",
-        course=course,
-        data=pd.DataFrame(bars.items(), columns=["stage", "share"]),
-        caption="Where the cost goes: GPU hours of DeepSeek-V3 (lecture, slide 8) beside the "
-        "operations of this course's stages so far. SFT of the base model read "
-        f"{most:,} demonstrations, the others {most // 5:,}. Orange: post-training.",
-        alt="Horizontal bars on a log axis with the share of each training stage: three stages of "
-        "DeepSeek-V3, then pretraining and fine-tuning of each pocket model.",
-    )
+    about = "Where the cost goes: GPU hours of DeepSeek-V3 (lecture, slide 8) beside the "
+    about += "operations of this course's stages so far. SFT of the base model read "
+    about += f"{most:,} demonstrations, the others {most // 5:,}. Orange: post-training."
+    alt = "Horizontal bars on a log axis with the share of each training stage: three stages of "
+    alt += "DeepSeek-V3, then pretraining and fine-tuning of each pocket model."
+    data = pd.DataFrame(bars.items(), columns=["stage", "share"])
+    save_figure(fig, "01_compute", course=course, data=data, caption=about, alt=alt)
 
 
-FIGURES = (
-    costs_figure,
-    mmlu_figure,
-    training_figure,
-    answers_figure,
-    exam_figure,
-    base_matters_figure,
-    compute_figure,
-)
+FIGURES = (costs_figure, mmlu_figure, training_figure, answers_figure, exam_figure)
+FIGURES += (base_matters_figure, compute_figure)

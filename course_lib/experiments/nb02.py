@@ -1,8 +1,4 @@
-"""Notebook 02: the figures of supervised fine-tuning, from recorded rows.
-
-What they show is measured by `sft_trials`: the score by amount of data, the loss mask, manners,
-LoRA and QLoRA, what is forgotten, and TRL's losses beside ours.
-"""
+"""Notebook 02, supervised fine-tuning: its figures, from the rows that `sft_trials` records."""
 
 from __future__ import annotations
 
@@ -28,16 +24,12 @@ def mask_figure(course: Course) -> None:
         ax.text(t, -0.1, f"$m$ = {m}", ha="center", va="top", fontsize=8)
     ax.set(xlim=(-0.6, 18.4), ylim=(-0.4, 2))
     ax.axis("off")
-    save_figure(
-        fig,
-        "02_mask",
-        course=course,
-        data=pd.DataFrame({"token": words, "mask": mask}),
-        caption="Which tokens of a conversation carry loss (tall bars): the assistant's words and "
-        "the token that ends its turn.",
-        alt="Seventeen tokens in a row. Ten belong to the user's turn and the assistant's header "
-        "and have mask 0. The last seven, the answer and its end token, have mask 1 and tall bars.",
-    )
+    about = "Which tokens of a conversation carry loss (tall bars): the assistant's words and the "
+    about += "token that ends its turn."
+    alt = "Seventeen tokens in a row. Ten belong to the user's turn and the assistant's header and "
+    alt += "have mask 0. The last seven, the answer and its end token, have mask 1 and tall bars."
+    data = pd.DataFrame({"token": words, "mask": mask})
+    save_figure(fig, "02_mask", course=course, data=data, caption=about, alt=alt)
 
 
 def instructgpt_data_figure(course: Course) -> None:
@@ -50,16 +42,12 @@ def instructgpt_data_figure(course: Course) -> None:
         ax.text(total + 400, y, f"{total:,}", va="center")
     ax.set(xlabel="prompts for training", xlim=(0, 42_000))
     ax.invert_yaxis()
-    save_figure(
-        fig,
-        "02_instructgpt_data",
-        course=course,
-        data=table6.reset_index(names="data"),
-        caption="InstructGPT's training sets by who wrote the prompts (lecture, slide 17; Ouyang "
-        "et al. 2022, Table 6; its validation sets are left out).",
-        alt="Three horizontal bars. Demonstrations: 12,725 prompts, mostly from labelers. Ranked "
-        "prompts: 33,207, mostly from customers. Prompts for PPO: 31,144, all from customers.",
-    )
+    about = "InstructGPT's training sets by who wrote the prompts (lecture, slide 17; Ouyang et "
+    about += "al. 2022, Table 6; its validation sets are left out)."
+    alt = "Three horizontal bars. Demonstrations: 12,725 prompts, mostly from labelers. Ranked "
+    alt += "prompts: 33,207, mostly from customers. Prompts for PPO: 31,144, all from customers."
+    data = table6.reset_index(names="data")
+    save_figure(fig, "02_instructgpt_data", course=course, data=data, caption=about, alt=alt)
 
 
 def demonstrations_figure(course: Course) -> None:
@@ -67,8 +55,8 @@ def demonstrations_figure(course: Course) -> None:
     fig, (left, right) = subplots(1, 2, figsize=(9.5, 3.6), width_ratios=[3, 2])
     points(left, course, "2.1", "score", "sft")
     rows, across = course.results.frame("2.1"), left.get_yaxis_transform()
-    for order, name in ((0, "model"), (1, "demonstrations")):
-        shares = rows[(rows["condition"] == name) & (rows["measure"] == "share")]
+    for order, name in enumerate(("model", "demonstrations")):
+        shares = course.results.frame("2.1", "share", name)
         right.plot(shares["x"], 100 * shares["value"], **series(order, label=name, ms=4))
     for order, name, measure in ((1, "demonstrations", "mean"), (6, "base", "score")):
         height = course.results.frame("2.1", measure, name)["value"].mean()
@@ -77,17 +65,13 @@ def demonstrations_figure(course: Course) -> None:
     left.set(xscale="log", xlabel="demonstrations (log scale)", ylabel="judge score")
     right.set(xlabel="judge score", ylabel="share of answers (%)", ylim=(0, None))
     right.legend(fontsize=8)
-    save_figure(
-        fig,
-        "02_demonstrations",
-        course=course,
-        data=rows,
-        caption="Left: score by amount of data. Line and shade: mean of five seeds, 95% interval; "
-        "thick bars: where one live run falls (95%); dots: this run, one a seed. Right: how the "
-        "scores are spread.",
-        alt="Left: score against the number of demonstrations, with level lines for the base model "
-        "and for the demonstrations. Right: how the scores of model and demonstrations are spread.",
-    )
+    about = "Left: score by amount of data. Line and shade: mean of five seeds, 95% interval; "
+    about += "thick bars: where one live run falls (95%); dots: this run, one a seed. Right: how "
+    about += "the scores are spread."
+    alt = "Left: score against the number of demonstrations, with level lines for the base model "
+    alt += "and for the demonstrations. Right: how the scores of model and demonstrations are "
+    alt += "spread."
+    save_figure(fig, "02_demonstrations", course=course, data=rows, caption=about, alt=alt)
 
 
 def prompt_loss_figure(course: Course) -> None:
@@ -98,21 +82,15 @@ def prompt_loss_figure(course: Course) -> None:
     for ax, (name, title) in zip(axes, names.items(), strict=True):
         for order, condition in enumerate(("mask", "no mask")):
             at = {"as they are": order / 4 - 0.1, "with a page": order / 4 + 0.9}
-            look = {"order": order, "positions": at, "label": condition}
-            points(ax, course, "2.2", name, condition, **look)
-        ax.set(title=title, xlim=(-0.5, 1.5), xticks=[0, 1])
-        ax.set_xticklabels(["rows as\nthey are", "with a\npasted page"])
+            points(ax, course, "2.2", name, condition, order=order, positions=at, label=condition)
+        ax.set(title=title, xlim=(-0.5, 1.5))
+        ax.set_xticks([0, 1], ["rows as\nthey are", "with a\npasted page"])
     axes[0].legend()
-    save_figure(
-        fig,
-        "02_prompt_loss",
-        course=course,
-        data=course.results.frame("2.2"),
-        caption="Loss on completions only (circles) or on all tokens (squares), same rows and "
-        "steps. Losses are in nats per token; lower is better.",
-        alt="Three panels with two cases each, rows as they are and with a pasted page: score, "
-        "loss on answers, loss on documents; with and without the mask.",
-    )
+    about = "Loss on completions only (circles) or on all tokens (squares), same rows and steps. "
+    about += "Losses are in nats per token; lower is better."
+    alt = "Three panels with two cases each, rows as they are and with a pasted page: score, loss "
+    alt += "on answers, loss on documents; with and without the mask."
+    save_figure(fig, "02_prompt_loss", course=course, data="2.2", caption=about, alt=alt)
 
 
 def manners_figure(course: Course) -> None:
@@ -128,27 +106,12 @@ def manners_figure(course: Course) -> None:
     ax.set(xticks=list(places.values()), ylabel="share", ylim=(0, 1.05))
     new = [name.replace("trained", "new") for name in known]
     ax.set_xticklabels([*known, *new, "right sums:\nfrom the\nhead", "right sums:\nby\ncalculator"])
-    save_figure(
-        fig,
-        "02_manners",
-        course=course,
-        data=rows,
-        caption="Requests that are declined, of themes trained on and of new themes (100 of each "
-        "kind, two answers each), and 100 new sums done right. Grey: this run; dashes: the full "
-        "runs' mean.",
-        alt="Six bars: shares of harmful and of harmless requests that are declined, of trained "
-        "and of new themes, and of sums right from the head and by calculator.",
-    )
-
-
-def memory_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Megabytes of weights and of what training adds, one line a method, from recorded sizes."""
-    sizes = rows[rows["measure"].str.startswith("MB of ")]
-    sizes = sizes.assign(part=sizes["measure"].str.removeprefix("MB of "))
-    table = sizes.pivot_table(index=["condition", "x"], columns="part", values="value")
-    table = table.sort_index(ascending=False)  # the first is drawn lowest
-    table.index = [f"{name} r = {r:.0f}" if r else name for name, r in table.index]
-    return table[["weights", "gradients and AdamW"]]
+    about = "Requests that are declined, of themes trained on and of new themes (100 of each kind, "
+    about += "two answers each), and 100 new sums done right. Grey: this run; dashes: the full "
+    about += "runs' mean."
+    alt = "Six bars: shares of harmful and of harmless requests that are declined, of trained and "
+    alt += "of new themes, and of sums right from the head and by calculator."
+    save_figure(fig, "02_manners", course=course, data=rows, caption=about, alt=alt)
 
 
 def lora_figure(course: Course) -> None:
@@ -160,23 +123,22 @@ def lora_figure(course: Course) -> None:
         at = {r: place + (name == "QLoRA") / 6 for place, r in enumerate([*ranks, 0])}
         look = {"order": order, "positions": at, "label": name}
         points(left, course, "2.4", "completion_loss", name, **look)
-    level = rows[(rows["x"] == 0) & (rows["measure"] == "completion_loss")]["value"].mean()
+    level = course.results.frame("2.4", "completion_loss", "full")["value"].mean()
     left.axhspan(0.97 * level, 1.03 * level, color="#eeeeee", zorder=0)
     left.set(xticks=range(len(at)), ylabel="loss on held-out answers", xlabel="rank of the update")
     left.set_xticklabels([*(f"r = {r:.0f}" for r in ranks), "full"])
     left.legend()
-    size = memory_table(rows)
-    size.plot.barh(stacked=True, ax=right, color=[COLORS[0], COLORS[5]], xlabel="megabytes")
-    save_figure(
-        fig,
-        "02_lora",
-        course=course,
-        data=rows,
-        caption="Left: loss on held-out answers (nats per token, lower is better); grey: within 3% "
-        "of full fine-tuning. Right: memory for weights and for what training adds to them.",
-        alt="Left: losses of LoRA, QLoRA and full fine-tuning, and a grey band of 3% around the "
-        "last. Right: stacked bars of megabytes, one for each method.",
-    )
+    parts = ["weights", "gradients and AdamW"]
+    sizes = rows.assign(part=rows["measure"].str.removeprefix("MB of "))
+    sizes = sizes.pivot_table(index=["condition", "x"], columns="part", values="value")[parts]
+    sizes = sizes.sort_index(ascending=False)  # the first is drawn lowest
+    sizes.index = [f"{name} r = {r:.0f}" if r else name for name, r in sizes.index]
+    sizes.plot.barh(stacked=True, ax=right, color=[COLORS[0], COLORS[5]], xlabel="megabytes")
+    about = "Left: loss on held-out answers (nats per token, lower is better); grey: within 3% of "
+    about += "full fine-tuning. Right: memory for weights and for what training adds to them."
+    alt = "Left: losses of LoRA, QLoRA and full fine-tuning, and a grey band of 3% around the "
+    alt += "last. Right: stacked bars of megabytes, one for each method."
+    save_figure(fig, "02_lora", course=course, data=rows, caption=about, alt=alt)
 
 
 def forgetting_figure(course: Course) -> None:
@@ -191,39 +153,19 @@ def forgetting_figure(course: Course) -> None:
     left.set(xlabel="demonstrations")
     right.set(xlabel="learning rate, as a multiple of the course's")
     left.legend()
-    save_figure(
-        fig,
-        "02_forgetting",
-        course=course,
-        data=pd.concat([course.results.frame("2.1", "document_loss"), course.results.frame("2.5")]),
-        caption="Loss on documents of pretraining after SFT. Above the dotted line: forgotten.",
-        alt="Two panels with the loss on documents, against the number of demonstrations and "
-        "against the learning rate; dotted: the base model.",
-    )
+    about = "Loss on documents of pretraining after SFT. Above the dotted line: forgotten."
+    alt = "Two panels with the loss on documents, against the number of demonstrations and against "
+    alt += "the learning rate; dotted: the base model."
+    data = pd.concat([course.results.frame("2.1", "document_loss"), course.results.frame("2.5")])
+    save_figure(fig, "02_forgetting", course=course, data=data, caption=about, alt=alt)
 
 
 def trl_figure(course: Course) -> None:
     """TRL's losses lie on ours."""
-    fig, ax = beside_trl(course, "SFTTrainer")
-    ax.set(xlabel="step (4 conversations each)", ylabel="loss (nats per token)", ylim=(0, None))
-    ax.legend()
-    save_figure(
-        fig,
-        "02_trl",
-        course=course,
-        data=course.results.frame("trl"),
-        caption="The same rows, order and settings in our loop (wide line) and in TRL (dots).",
-        alt="Two training curves: ours as a wide line, TRL's as dots.",
-    )
+    about = "The same rows, order and settings in our loop (wide line) and in TRL (dots)."
+    alt = "Two training curves: ours as a wide line, TRL's as dots."
+    beside_trl(course, "SFTTrainer", "4 conversations", "token", caption=about, alt=alt)
 
 
-FIGURES = (
-    mask_figure,
-    instructgpt_data_figure,
-    demonstrations_figure,
-    prompt_loss_figure,
-    manners_figure,
-    lora_figure,
-    forgetting_figure,
-    trl_figure,
-)
+FIGURES = (mask_figure, instructgpt_data_figure, demonstrations_figure, prompt_loss_figure)
+FIGURES += (manners_figure, lora_figure, forgetting_figure, trl_figure)

@@ -1,14 +1,9 @@
-"""Notebook 03, reward models: its figures, from recorded rows alone.
-
-The notebook measures how often a reward model is right on held-out pairs, beside the exact ceiling,
-and how sure it is; comparisons learned together or shuffled; whether it inherits its labellers'
-bias. `reward_trials` takes these measurements and records them.
-"""
+"""Notebook 03, reward models: its figures, from the rows that `reward_trials` records."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -44,10 +39,10 @@ def idea_figure(course: Course) -> None:
     about = "Left: Bradley and Terry's model of a choice; the labellers of this world have noise "
     about += "1.4 (thick line). Right: ranking K answers gives K (K - 1) / 2 comparisons for K "
     about += "readings."
-    words = "Left: three S-shaped curves through one half at equal quality, steeper for less noise."
-    words += " Right: pairs of bars, 2 and 1 for K = 2, 4 and 6 for K = 4, 9 and 36 for K = 9."
+    alt = "Left: three S-shaped curves through one half at equal quality, steeper for less noise."
+    alt += " Right: pairs of bars, 2 and 1 for K = 2, 4 and 6 for K = 4, 9 and 36 for K = 9."
     data = pd.DataFrame({"k": ks, "pairs": pairs})
-    save_figure(fig, "03_idea", course=course, data=data, caption=about, alt=words)
+    save_figure(fig, "03_idea", course=course, data=data, caption=about, alt=alt)
 
 
 def labellers_figure(course: Course) -> None:
@@ -59,16 +54,16 @@ def labellers_figure(course: Course) -> None:
     if len(rows):  # none where nobody knows the labellers
         mean = rows[rows["measure"] == "mean"]["value"].mean()
         ax.axvline(100 * mean, color="black", lw=2)
-        words = f"the mean, {mean:.1%}, is the ceiling  "
-        ax.text(100 * mean, 99 * shares.max(), words, va="top", ha="right")
+        said = f"the mean, {mean:.1%}, is the ceiling  "
+        ax.text(100 * mean, 99 * shares.max(), said, va="top", ha="right")
     ax.set(xlabel="how often labellers prefer the better answer of a pair (%)", xlim=(49, 101))
     ax.set(ylabel="share of pairs (%)")
     about = "Where the ceiling comes from: for each held-out pair the known probability that the "
     about += "better answer is preferred. Left: pairs that are nearly coin flips; right: clear "
     about += "cases."
-    words = "A histogram from 50 percent, nearly coin flips, to 100 percent, nearly certain; a line"
-    words += " marks the mean, which is the ceiling."
-    save_figure(fig, "03_labellers", course=course, data=rows, caption=about, alt=words)
+    alt = "A histogram from 50 percent, nearly coin flips, to 100 percent, nearly certain; a line"
+    alt += " marks the mean, which is the ceiling."
+    save_figure(fig, "03_labellers", course=course, data=rows, caption=about, alt=alt)
 
 
 def ceiling_figure(course: Course) -> None:
@@ -88,8 +83,8 @@ def ceiling_figure(course: Course) -> None:
     about = "Accuracy by amount of data and size of model, and the exact ceiling. Dots: one a seed."
     about += " Lines and shades: full runs, 95% over seeds; pale bars: where one live run falls "
     about += "(95%)."
-    words = "Marks by number of prompts for each model, above a coin and below the hatched ceiling."
-    save_figure(fig, "03_ceiling", course=course, data=rows, caption=about, alt=words)
+    alt = "Marks by number of prompts for each model, above a coin and below the hatched ceiling."
+    save_figure(fig, "03_ceiling", course=course, data=rows, caption=about, alt=alt)
 
 
 def _levels(ax: Axes, rows: pd.DataFrame, ceiling: bool) -> None:
@@ -124,9 +119,9 @@ def calibration_figure(course: Course) -> None:
     about += "line. Right: how sure both are; dotted: the means; thin line: how often the model is "
     about += "right. Outlined: this run; whiskers: full runs, 95% over seeds; pale: other live "
     about += "runs."
-    words = "Left: ten groups beside a diagonal. Right: how sure the model is, and the labellers "
-    words += "are."
-    save_figure(fig, "03_calibration", course=course, data=rows, caption=about, alt=words)
+    alt = "Left: ten groups beside a diagonal. Right: how sure the model is, and the labellers "
+    alt += "are."
+    save_figure(fig, "03_calibration", course=course, data=rows, caption=about, alt=alt)
 
 
 def _sureness(ax: Axes, rows: pd.DataFrame) -> None:
@@ -150,7 +145,7 @@ def parts_figure(course: Course) -> None:
     rows = course.results.frame("3.1", "correlation")
     truth = rows[rows["condition"] == "truth"].groupby("x")["value"].mean()
     parts = truth.sort_values().index[::-1]  # what matters most comes first
-    _two(ax, course, "3.1", "correlation", ("truth", "reward model"), parts)
+    _two(ax, ("truth", "reward model"), parts, 0.25, course, "3.1", "correlation")
     ax.set_xticks(range(len(parts)), [PARTS.get(part, part) for part in parts])
     ax.set(ylabel="correlation with the score", xlim=(-0.5, max(len(parts), 1) - 0.5))
     ax.legend()
@@ -158,34 +153,26 @@ def parts_figure(course: Course) -> None:
     about += "the parts of the judge, and the number of words. Outlined circles: true score; "
     about += "squares: the model's; whiskers: mean of the full runs, 95% over seeds; pale: where "
     about += "one live run falls."
-    words = "Pairs of marks, for the true score and the model's: nine parts, and the number of "
-    words += "words."
-    save_figure(fig, "03_parts", course=course, data=rows, caption=about, alt=words)
+    alt = "Pairs of marks, for the true score and the model's: nine parts, and the number of "
+    alt += "words."
+    save_figure(fig, "03_parts", course=course, data=rows, caption=about, alt=alt)
 
 
-def _two(
-    ax: Axes,
-    course: Course,
-    claim: str,
-    measure: str,
-    names: tuple[str, str],
-    ticks: Collection,
-    apart: float = 0.25,
-) -> None:
-    """The points of two conditions side by side at each tick, an x of the rows."""
+def _two(ax: Axes, names: tuple[str, str], ticks: Collection, apart: float, *rows: Any) -> None:
+    """The points of two conditions side by side at each tick; `rows` are course, claim, measure."""
     for order, name in enumerate(names):
         at = {tick: place + apart * (order - 0.5) for place, tick in enumerate(ticks)}
-        points(ax, course, claim, measure, name, order=order, positions=at, label=name)
+        points(ax, *rows, name, order=order, positions=at, label=name)
 
 
 def batches_figure(course: Course) -> None:
     """Comparisons learned together or shuffled: how good, how much by heart, at what cost."""
     fig, axes = subplots(1, 4, figsize=(10.5, 3.3))
     titles = {"accuracy": "held-out accuracy", "loss": "held-out loss (nats)"}
-    titles |= {"learned by heart": "by heart (share)"}
-    titles |= {"tokens per comparison": "tokens a comparison"}
+    titles["learned by heart"] = "by heart (share)"
+    titles["tokens per comparison"] = "tokens a comparison"
     for ax, (measure, title) in zip(axes, titles.items(), strict=True):
-        _two(ax, course, "3.2", measure, ("together", "shuffled"), (4, 9))
+        _two(ax, ("together", "shuffled"), (4, 9), 0.25, course, "3.2", measure)
         ax.set(title=title, xlim=(-0.5, 1.5), xticks=[0, 1], xticklabels=["K = 4", "K = 9"])
     axes[0].set_ylim(0.5, None)
     axes[1].axhline(np.log(2), color="black", lw=1, ls=":")
@@ -196,11 +183,10 @@ def batches_figure(course: Course) -> None:
     about += "Dotted: the loss of a coin. Learned by heart: agreement with the labels trained on, "
     about += "less that with fresh labels of the same pairs. Whiskers: full runs, 95%; pale: where "
     about += "a live run falls."
-    words = "Four panels for K = 4 and K = 9: accuracy and loss on held-out pairs, what was "
-    words += "learned by heart, and tokens read per comparison, which is several times higher for "
-    words += "shuffled pairs."
-    data = course.results.frame("3.2")
-    save_figure(fig, "03_batches", course=course, data=data, caption=about, alt=words)
+    alt = "Four panels for K = 4 and K = 9: accuracy and loss on held-out pairs, what was "
+    alt += "learned by heart, and tokens read per comparison, which is several times higher for "
+    alt += "shuffled pairs."
+    save_figure(fig, "03_batches", course=course, data="3.2", caption=about, alt=alt)
 
 
 def bias_figure(course: Course) -> None:
@@ -210,7 +196,7 @@ def bias_figure(course: Course) -> None:
     lines = [variant.replace(" ", "\n") for variant in variants]
     panels = [("judge", "biased labellers"), ("learned from unbiased", "learned from biased")]
     for ax, names, title in zip(axes, panels, ("who judges", "what models learned"), strict=True):
-        _two(ax, course, "3.4", "points", names, variants, apart=0.2)
+        _two(ax, names, variants, 0.2, course, "3.4", "points")
         ax.axhline(0, color="black", lw=1)
         ax.set(xticks=range(3), xticklabels=lines, xlim=(-0.5, 2.5), title=title)
         ax.legend(loc="upper left")
@@ -219,31 +205,17 @@ def bias_figure(course: Course) -> None:
     about += "the two scales. The panel's bias is planted. A model's score is multiplied by its "
     about += "labellers' noise. Outlined: this run; whiskers: full runs, 95% over seeds; pale: "
     about += "where one live run falls (95%)."
-    words = "Left: the judge at or below zero, the biased labellers far above it where an answer "
-    words += "is confident. Right: the models that learned from unbiased and from biased labellers."
-    data = course.results.frame("3.4")
-    save_figure(fig, "03_bias", course=course, data=data, caption=about, alt=words)
+    alt = "Left: the judge at or below zero, the biased labellers far above it where an answer "
+    alt += "is confident. Right: the models that learned from unbiased and from biased labellers."
+    save_figure(fig, "03_bias", course=course, data="3.4", caption=about, alt=alt)
 
 
 def trl_figure(course: Course) -> None:
     """The loss of our loop and of TRL's trainer, step by step the same."""
-    fig, ax = beside_trl(course, "RewardTrainer")
-    ax.axhline(np.log(2), color="black", lw=1, ls=":", label="log 2, a coin")
-    ax.set(xlabel="step (8 pairs each)", ylabel="loss (nats per pair)")
-    ax.legend()
     about = "The same pairs, order and settings in our loop (wide line) and in TRL (squares)."
-    words = "Two training curves that lie on each other at every step, about log 2 at first."
-    data = course.results.frame("trl")
-    save_figure(fig, "03_trl", course=course, data=data, caption=about, alt=words)
+    alt = "Two training curves that lie on each other at every step, about log 2 at first."
+    beside_trl(course, "RewardTrainer", "8 pairs", "pair", caption=about, alt=alt)
 
 
-FIGURES = (
-    idea_figure,
-    labellers_figure,
-    ceiling_figure,
-    calibration_figure,
-    parts_figure,
-    batches_figure,
-    bias_figure,
-    trl_figure,
-)
+FIGURES = (idea_figure, labellers_figure, ceiling_figure, calibration_figure, parts_figure)
+FIGURES += (batches_figure, bias_figure, trl_figure)

@@ -1,9 +1,4 @@
-"""Notebook 05, DPO: its bandit, its frontiers as tables, and its figures, from recorded rows alone.
-
-The notebook measures DPO beside PPO and best-of-n: what they gain and how far they go for it, how
-much depends on the learning rate, what is trained on the way. `dpo_trials` takes these measurements
-and records them. The bandit needs no rows: it is computed in a moment.
-"""
+"""Notebook 05, DPO: its figures, from the rows that `dpo_trials` records; its bandit needs none."""
 
 from __future__ import annotations
 
@@ -34,14 +29,9 @@ def bandit_descent(
 ) -> torch.Tensor:
     """Gradient descent on DPO's loss over all pairs of K answers to one prompt.
 
-    Args:
-        reference: (K,) probabilities of the answers, where the policy starts.
-        shares: (K, K), how often answer i is preferred to j. With the exact probabilities it is the
-            expected loss, with counts from a few comparisons that of these labels.
-
-    Returns:
-        (num_steps + 1, K) log-probabilities of the policy. The rate is 1 / beta², so that the
-        implicit rewards move at a pace that does not depend on beta.
+    From the probabilities `reference` (K,), with the `shares` (K, K) of comparisons in which answer
+    i is preferred to j, exact or counted. Returns log-probabilities, (num_steps + 1, K). The rate
+    is 1 / beta², so that the implicit rewards move at a pace that does not depend on beta.
     """
     start, (i, j) = reference.log(), torch.triu_indices(len(reference), len(reference), 1)
     logits = start.clone().requires_grad_()
@@ -58,9 +48,8 @@ def bandit_descent(
 def curve(course: Course, condition: str, measure: str, full: bool = False) -> pd.DataFrame:
     """A method's frontier: columns x, d = sqrt(KL), mean, low, high, in the order of d.
 
-    From this run's results, or the committed ones of the full runs. Means over seeds with their 95%
-    t-interval, which has no width for a single seed. It starts at the model before training,
-    without an x.
+    Of this run, or of the committed full runs: means over seeds with their 95% t-interval, without
+    width for a single seed. It starts at the model before training, without an x.
     """
     rows_of = course.full_runs if full else course.results.frame
     before = select(rows_of("5.1"), condition="before")
@@ -70,11 +59,9 @@ def curve(course: Course, condition: str, measure: str, full: bool = False) -> p
     for x, here in [*places, *rows.groupby("x")]:
         values = here[here["measure"] == measure]["value"]
         if len(values):
-            mean = low = high = values.mean()
-            if len(values) > 1:
-                mean, low, high = t_interval(values)
+            interval = t_interval(values) if len(values) > 1 else [values.mean()] * 3
             d = np.sqrt(max(0.0, here[here["measure"] == "kl"]["value"].mean()))
-            found.append({"x": x, "d": d, "mean": mean, "low": low, "high": high})
+            found.append((x, d, *interval))
     table = pd.DataFrame(found, columns=["x", "d", "mean", "low", "high"], dtype=float)
     return table.sort_values("d")
 
@@ -99,11 +86,10 @@ def idea_figure(course: Course) -> None:
     about = "Four answers. Left: the best policy for a reward, by β: a small price moves it far "
     about += "from the reference. Right: from each of these policies the reward is read back, up "
     about += "to a shift."
-    words = "Left: bars of four answers; the reference likes A most, and the smaller β, the more "
-    words += "goes to D, which has the highest reward. Right: three parallel straight lines of "
-    words += "slope one."
-    data = course.results.frame()
-    save_figure(fig, "05_idea", course=course, data=data, caption=about, alt=words)
+    alt = "Left: bars of four answers; the reference likes A most, and the smaller β, the more "
+    alt += "goes to D, which has the highest reward. Right: three parallel straight lines of "
+    alt += "slope one."
+    save_figure(fig, "05_idea", course=course, data=course.results.frame(), caption=about, alt=alt)
 
 
 def bandit_figure(course: Course) -> None:
@@ -124,15 +110,14 @@ def bandit_figure(course: Course) -> None:
     axes[0].legend(ncols=2, loc="upper left")
     about = "DPO's loss on the six pairs of four answers, β = 0.5. Grey: the best policy. With "
     about += "exact labels it is reached; with one label a pair the favourite takes everything."
-    words = "Left: four curves that settle on grey lines. Right: D rises towards 1, the others to "
-    words += "0."
+    alt = "Left: four curves that settle on grey lines. Right: D rises towards 1, the others to "
+    alt += "0."
     data = course.results.frame()
-    save_figure(fig, "05_bandit", course=course, data=data, caption=about, alt=words)
+    save_figure(fig, "05_bandit", course=course, data=data, caption=about, alt=alt)
 
 
 def training_figure(course: Course) -> None:
     """Loss, order and implicit rewards over the passes, and of held-out pairs at the end."""
-    rows = course.results.frame("train")
     fig, axes = subplots(1, 3, figsize=(10, 3.4))
     panels = {"loss (nats per pair)": ["loss"], "share in the right order": ["rewards/accuracy"]}
     panels["implicit rewards"] = ["rewards/chosen", "rewards/rejected"]
@@ -150,17 +135,17 @@ def training_figure(course: Course) -> None:
     about = "Training pairs as they are met, and held-out pairs at the end (to the right). Grey: "
     about += "the first pass ends, pairs come again. Dotted: a coin; no change. Outlined: this "
     about += "run; thin lines and pale bars: other live runs; shades and whiskers: full runs, 95%."
-    words = "The loss drops after the first pass, and nearly all pairs are then in the right "
-    words += "order. Both rewards fall in the first pass; then the chosen are near 0, the rejected "
-    words += "far below."
-    save_figure(fig, "05_training", course=course, data=rows, caption=about, alt=words)
+    alt = "The loss drops after the first pass, and nearly all pairs are then in the right "
+    alt += "order. Both rewards fall in the first pass; then the chosen are near 0, the rejected "
+    alt += "far below."
+    save_figure(fig, "05_training", course=course, data="train", caption=about, alt=alt)
 
 
 def after_figure(course: Course) -> None:
     """What the policies write after training: true score, wins, distance, length."""
     fig, axes = subplots(1, 4, figsize=(10, 3.2))
-    titles = {"truth": "true score (points)", "wins": "wins over before", "kl": "KL (nats)"}
-    titles |= {"length": "length (tokens)"}
+    titles = {"truth": "true score (points)", "wins": "wins over before"}
+    titles |= {"kl": "KL (nats)", "length": "length (tokens)"}
     looks = {"before": 6, "DPO": 0, "PPO": 1}
     for ax, (measure, title) in zip(axes, titles.items(), strict=True):
         for place, (name, order) in enumerate(looks.items()):
@@ -170,11 +155,10 @@ def after_figure(course: Course) -> None:
     axes[1].axhline(0.5, color="black", lw=1, ls=":")
     about = "Answers to held-out prompts. Outlined: this run. Whiskers: mean of the full runs with "
     about += "its 95% interval over seeds; pale: other live runs."
-    words = "Four panels with marks for the model before training, DPO and PPO: true score, wins, "
-    words += "KL and length. On average both score higher than before, and DPO's answers are "
-    words += "longest."
-    data = course.results.frame("5.1")
-    save_figure(fig, "05_after", course=course, data=data, caption=about, alt=words)
+    alt = "Four panels with marks for the model before training, DPO and PPO: true score, wins, "
+    alt += "KL and length. On average both score higher than before, and DPO's answers are "
+    alt += "longest."
+    save_figure(fig, "05_after", course=course, data="5.1", caption=about, alt=alt)
 
 
 def frontier_figure(course: Course) -> None:
@@ -194,10 +178,9 @@ def frontier_figure(course: Course) -> None:
     axes[0].legend(loc="lower right")
     about = "What each method gains for how far it goes. Marks: this run (n doubles; PPO's β is in "
     about += "deviations of the score). Plain lines and shades: full runs, mean and 95% over seeds."
-    words = "True score and wins against the square root of KL. In the full runs best-of-n is "
-    words += "highest as far as it reaches; DPO and PPO rise below it; then both fall, PPO sooner."
-    data = course.results.frame("5.2")
-    save_figure(fig, "05_frontier", course=course, data=data, caption=about, alt=words)
+    alt = "True score and wins against the square root of KL. In the full runs best-of-n is "
+    alt += "highest as far as it reaches; DPO and PPO rise below it; then both fall, PPO sooner."
+    save_figure(fig, "05_frontier", course=course, data="5.2", caption=about, alt=alt)
 
 
 def _name_points(ax: Axes, own: pd.DataFrame, name: str, color: str) -> None:
@@ -224,29 +207,16 @@ def rates_figure(course: Course) -> None:
     ax.legend()
     about = "True score gained at three learning rates. Marks: this run, one a seed. Whiskers: "
     about += "mean of the full runs, 95% interval over seeds; pale: other live runs."
-    words = "Marks for DPO and PPO at 0.3 times, at, and at three times the usual learning rate."
-    data = course.results.frame("5.3")
-    save_figure(fig, "05_rates", course=course, data=data, caption=about, alt=words)
+    alt = "Marks for DPO and PPO at 0.3 times, at, and at three times the usual learning rate."
+    save_figure(fig, "05_rates", course=course, data="5.3", caption=about, alt=alt)
 
 
 def trl_figure(course: Course) -> None:
     """The loss of our loop and of TRL's trainer, step by step the same."""
-    fig, ax = beside_trl(course, "DPOTrainer")
-    ax.axhline(np.log(2), color="black", lw=1, ls=":", label="log 2, a coin")
-    ax.set(xlabel="step (8 pairs each)", ylabel="loss (nats per pair)")
-    ax.legend()
     about = "The same pairs, order and settings in our loop (wide line) and in TRL (squares)."
-    words = "Two training curves that start at log 2 and lie on each other at every step."
-    data = course.results.frame("trl")
-    save_figure(fig, "05_trl", course=course, data=data, caption=about, alt=words)
+    alt = "Two training curves that start at log 2 and lie on each other at every step."
+    beside_trl(course, "DPOTrainer", "8 pairs", "pair", caption=about, alt=alt)
 
 
-FIGURES = (
-    idea_figure,
-    bandit_figure,
-    training_figure,
-    after_figure,
-    frontier_figure,
-    rates_figure,
-    trl_figure,
-)
+FIGURES = (idea_figure, bandit_figure, training_figure, after_figure, frontier_figure, rates_figure)
+FIGURES += (trl_figure,)

@@ -64,22 +64,14 @@ def marks_of(rows: Sequence[Comparison], margins: np.ndarray, prompts: np.ndarra
 
     first = np.array([winner < loser for row in rows for winner, loser in pairs_of(row)])
     correct = (np.sign(margins) + 1) / 2  # equal scores are half right
-    agreement = by_prompt(correct)
-    expected, ceiling, known = agreement, None, None
+    agreement, loss = by_prompt(correct), by_prompt(np.logaddexp(0, -margins))
+    predicted = expit(np.where(first, margins, -margins))
+    marks = Marks(agreement, agreement, None, loss, predicted, first.astype(float), None)
     if all("utilities" in row for row in rows):
         p = pair_probabilities(rows)
-        expected = by_prompt(correct * p + (1 - correct) * (1 - p))
-        ceiling = by_prompt(sure(p))
-        known = np.where(first, p, 1 - p)
-    return Marks(
-        agreement=agreement,
-        accuracy=expected,
-        ceiling=ceiling,
-        loss=by_prompt(np.logaddexp(0, -margins)),
-        predicted=expit(np.where(first, margins, -margins)),
-        observed=first.astype(float),
-        known=known,
-    )
+        marks.accuracy = by_prompt(correct * p + (1 - correct) * (1 - p))
+        marks.ceiling, marks.known = by_prompt(sure(p)), np.where(first, p, 1 - p)
+    return marks
 
 
 def mark_by(rows: Sequence[Comparison], score: Callable[[str], float]) -> Marks:
@@ -103,8 +95,7 @@ def num_words(text: str) -> int:
 
 def longer_is_better(course: Course, rows: Sequence[Comparison], seed: int) -> Marks:
     """The marks of the rule that prefers the answer of more words, recorded."""
-    marks = mark_by(rows, num_words)
-    return record(course, marks, ("3.1", "longer is better", 0, seed))
+    return record(course, mark_by(rows, num_words), ("3.1", "longer is better", 0, seed))
 
 
 # ---- how sure ----------------------------------------------------------------------------------
@@ -126,13 +117,11 @@ def record_sureness(course: Course, condition: str, p: np.ndarray, seed: int) ->
 
 def record_calibration(course: Course, marks: Marks, seed: int) -> None:
     """Record ten groups of pairs by predicted probability (x their number), sureness, accuracy."""
-    for name in ("observed", "known"):
-        if (values := getattr(marks, name)) is None:
-            continue
-        predicted, mean, _ = reward.calibration(marks.predicted, values)
-        for i, pair in enumerate(zip(predicted, mean, strict=True)):
-            for measure, value in zip(("predicted", name), pair, strict=True):
-                course.results.add("3.1", "reward model", i, seed, measure, value)
+    for name in ("observed",) if marks.known is None else ("observed", "known"):
+        predicted, mean, _ = reward.calibration(marks.predicted, getattr(marks, name))
+        for i, (here, there) in enumerate(zip(predicted, mean, strict=True)):
+            course.results.add("3.1", "reward model", i, seed, "predicted", here)
+            course.results.add("3.1", "reward model", i, seed, name, there)
     record_sureness(course, "reward model", marks.predicted, seed)
     course.results.add("3.1", "reward model", 0, seed, "accuracy", marks.accuracy.mean())
 
@@ -140,9 +129,9 @@ def record_calibration(course: Course, marks: Marks, seed: int) -> None:
 def record_parts(course: Course, model: Any, rows: Sequence[Comparison], seed: int) -> None:
     """Record what the true score and the model's go along with: "correlation", x the judge's part.
 
-    Correlations are of differences, over all pairs of answers to the same prompt. "words" is their
-    number, no part of the judge's score. And record the accuracy of who knows every part "but one".
-    Where nobody knows the truth, nothing is recorded.
+    Correlations are of differences, over all pairs of answers to the same prompt; "words" is no
+    part of the judge's. And record the accuracy of who knows every part "but one". Nothing is
+    recorded where nobody knows the truth.
     """
     if not course.truth_known:
         return
@@ -155,17 +144,15 @@ def record_parts(course: Course, model: Any, rows: Sequence[Comparison], seed: i
     answers = [(row, text) for row in rows for text in row["texts"]]
     parts = pd.DataFrame([judge.judge(*answer).parts for answer in answers]).fillna(0)
     parts["words"] = [num_words(text) for _, text in answers]
-    scores = {"truth": parts.drop(columns="words").sum(axis=1)}
-    scores["reward model"] = reward.score_ids(
-        model, [ids for r in rows for ids in r["completions"]]
-    )
-    for name, score in scores.items():
-        for part in parts:
-            along = np.corrcoef(differences(score), differences(parts[part]))[0, 1]
+    truth = parts.drop(columns="words").sum(axis=1)
+    own = reward.score_ids(model, [ids for row in rows for ids in row["completions"]])
+    for part, points in parts.items():
+        for name, score in (("truth", truth), ("reward model", own)):
+            along = np.corrcoef(differences(score), differences(points))[0, 1]
             course.results.add("3.1", name, part, seed, "correlation", np.nan_to_num(along))
-    for part in parts.columns.drop("words"):
-        blind = marks_of(rows, *reward.pair_margins(rows, (scores["truth"] - parts[part]).tolist()))
-        course.results.add("3.1", "but one", part, seed, "accuracy", blind.accuracy.mean())
+        if part != "words":
+            blind = marks_of(rows, *reward.pair_margins(rows, (truth - points).tolist()))
+            course.results.add("3.1", "but one", part, seed, "accuracy", blind.accuracy.mean())
 
 
 def not_seen(course: Course) -> list[dict[str, Any]]:
@@ -176,9 +163,9 @@ def not_seen(course: Course) -> list[dict[str, Any]]:
     frames |= {} if course.full else {"full runs": course.full_runs("3.1")}
     means = {}
     for name, rows in frames.items():
-        blind = select(rows, measure="accuracy", condition="but one").groupby("x")["value"].mean()
-        exact = select(rows, measure="ceiling")["value"].mean()
-        means[name] = pd.concat([blind.rename(PARTS), pd.Series({"nothing (the ceiling)": exact})])
+        blind = select(rows, "3.1", "accuracy", "but one").groupby("x")["value"].mean()
+        exact = pd.Series({"nothing (the ceiling)": select(rows, "3.1", "ceiling")["value"].mean()})
+        means[name] = pd.concat([blind.rename(PARTS), exact])
     table = pd.DataFrame(means).sort_values("this run").rename_axis("not seen").reset_index()
     return table.to_dict("records")
 
@@ -195,10 +182,9 @@ def by_heart(model: Any, rows: Sequence[Comparison]) -> dict[str, float]:
 
 def held_out_summary(marks: Marks) -> dict[str, float]:
     """Means on held-out rows, for a table; with the ceiling where it is known."""
-    table = {"held-out accuracy": float(marks.accuracy.mean())}
-    table |= {} if marks.ceiling is None else {"its ceiling": float(marks.ceiling.mean())}
-    table["how sure"] = float(sure(marks.predicted).mean())
-    return table | {"held-out loss": float(marks.loss.mean())}
+    table = {"held-out accuracy": marks.accuracy, "its ceiling": marks.ceiling}
+    table |= {"how sure": sure(marks.predicted), "held-out loss": marks.loss}
+    return {name: float(values.mean()) for name, values in table.items() if values is not None}
 
 
 # ---- experiments -------------------------------------------------------------------------------
@@ -236,12 +222,12 @@ def sweep(
     for model, n in grid:
         for seed, rows in train.items():
             key = short(model), n, seed
-            place = ("3.3", *key)
+            held, place = held_out[seed], ("3.3", *key)
             if key in trained:
-                found[key] = record(course, mark(trained[key], held_out[seed]), place)
+                found[key] = record(course, mark(trained[key], held), place)
             else:
                 start = policy_of(course, model, seed)
-                _, found[key], _ = trial(course, start, rows[:n], held_out[seed], place)
+                found[key] = trial(course, start, rows[:n], held, place)[1]
     return found
 
 
@@ -271,41 +257,33 @@ def batching(
 
     Both see every comparison once (together: `passes_together` times), from the same start, and
     read about `step_answers` in a step, so that shuffled takes about k - 1 times as many steps.
+    What is learned by heart is the agreement with the labels trained on, less the expected
+    agreement with fresh labels of the same answers.
 
-    Returns:
-        "accuracy": on held-out prompts, together less shuffled. "loss": there, shuffled less
-        together. "by heart": on training prompts, shuffled less together, where what is learned by
-        heart is the agreement with the labels trained on, less the expected agreement with fresh
-        labels of the same answers. "cost": the ratio of tokens read per comparison, together to
-        shuffled (a number, twice).
+    Returns, by prompt: "accuracy" on held-out rows, together less shuffled; "loss" there and "by
+    heart" on the training rows, shuffled less together; and "cost", the ratio of tokens read per
+    comparison, together to shuffled (a number, twice).
     """
-    each = k * (k - 1) // 2
     start = policy_of(course, course.model("base"), seed)
-    rows = rendered(course, tokenizer, "train", num_pairs // each, k, seed=seed)
-    arms = {
-        "together": (
-            rows,
-            {"batch_size": max(1, step_answers // k), "num_epochs": passes_together},
-        ),
-        "shuffled": (reward.to_pairs(rows), {"batch_size": step_answers // 2}),
-    }
-    held, heart, cost = [], [], []
+    rows = rendered(course, tokenizer, "train", num_pairs // (k * (k - 1) // 2), k, seed=seed)
+    settings = {"batch_size": max(1, step_answers // k), "num_epochs": passes_together}
+    arms = {"together": (rows, settings)}
+    arms["shuffled"] = (reward.to_pairs(rows), {"batch_size": step_answers // 2})
+    held, heart, cost = {}, {}, {}
     for name, (data, settings) in arms.items():
         place = ("3.2", name, k, seed)
-        model, marks, history = trial(course, start, data, held_out, place, **settings)
+        model, held[name], history = trial(course, start, data, held_out, place, **settings)
         seen = mark(model, rows)
-        held.append(marks)
-        heart.append(seen.agreement - seen.accuracy)
-        sums = [sum(step[name] for step in history) for name in ("num_tokens", "num_pairs")]
-        cost.append(sums[0] / sums[1])
-        course.results.add(*place, "learned by heart", heart[-1].mean())
-        course.results.add(*place, "tokens per comparison", cost[-1])
-    together, shuffled = held
+        heart[name] = seen.agreement - seen.accuracy
+        read, pairs = (sum(step[n] for step in history) for n in ("num_tokens", "num_pairs"))
+        cost[name] = read / pairs
+        course.results.add(*place, "learned by heart", heart[name].mean())
+        course.results.add(*place, "tokens per comparison", cost[name])
     return {
-        "accuracy": together.accuracy - shuffled.accuracy,
-        "loss": shuffled.loss - together.loss,
-        "by heart": heart[1] - heart[0],
-        "cost": np.full(2, cost[0] / cost[1]),
+        "accuracy": held["together"].accuracy - held["shuffled"].accuracy,
+        "loss": held["shuffled"].loss - held["together"].loss,
+        "by heart": heart["shuffled"] - heart["together"],
+        "cost": np.full(2, cost["together"] / cost["shuffled"]),
     }
 
 
@@ -315,25 +293,22 @@ def taken_in(
     """Who is taken in by what: the value of an answer less that of a plain, true one, by row (n,).
 
     By who judges (the judge, the biased panel, the reward models by the panel they learned from)
-    and variant of `instructions.contrast`. All values are in points of the judge: a reward model's
-    1 is one `noise` of its labellers. The means are recorded.
+    and variant of `instructions.contrast`, in points of the judge: a reward model's 1 is one
+    `noise` of its labellers. The means are recorded.
     """
-    texts = [instructions.contrast(row) for row in rows]
-    prompts, biased = [row["prompt"] for row in rows], PANELS["biased"]
-
-    def values(variant: str) -> dict[str, np.ndarray]:
+    texts, prompts = [instructions.contrast(row) for row in rows], [row["prompt"] for row in rows]
+    values, found = {}, {}
+    for variant in ("plain, true", "plain, false", "confident, true", "confident, false"):
         answers = [text[variant] for text in texts]
-        told = [labellers.utility(biased, *pair) for pair in zip(rows, answers, strict=True)]
-        found = {"judge": judge.score(rows, answers), "biased labellers": np.array(told)}
+        told = [labellers.utility(PANELS["biased"], *p) for p in zip(rows, answers, strict=True)]
+        values["judge", variant] = judge.score(rows, answers)
+        values["biased labellers", variant] = np.array(told)
         for panel, model in models.items():
             scores = reward.score_texts(model, tokenizer, prompts, answers)
-            found[f"learned from {panel}"] = PANELS[panel].noise * scores
-        return found
-
-    plain, found = values("plain, true"), {}
-    for variant in ("plain, false", "confident, true", "confident, false"):
-        for name, value in values(variant).items():
-            found[name, variant] = value - plain[name]
+            values[f"learned from {panel}", variant] = PANELS[panel].noise * scores
+    for name, variant in values:
+        if variant != "plain, true":
+            found[name, variant] = values[name, variant] - values[name, "plain, true"]
             course.results.add("3.4", name, variant, seed, "points", found[name, variant].mean())
     return found
 

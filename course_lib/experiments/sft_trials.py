@@ -1,7 +1,6 @@
 """What the experiments of a notebook repeat: one more training, measured on the same held-out rows.
 
-Each function does one thing for every model of a comparison, so that the models differ in what is
-compared and in nothing else.
+Each function treats all models of a comparison alike, so that they differ in what is compared.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from course_lib.world.judge import is_refusal, judge
 from course_lib.world.problems import calculate
 
 if TYPE_CHECKING:
-    from course_lib.history import History
     from course_lib.kit.course import Course
 
 SAMPLING = {"max_new_tokens": 110, "temperature": 0.7}  # of every answer
@@ -84,7 +82,7 @@ def finetune(
     rate: float = 1.0,
     progress: Callable[[dict], None] | None = None,
     **changes: Any,
-) -> tuple[Any, History]:
+) -> tuple[Any, list[dict]]:
     """A fresh copy of the base model, trained on `rows`, and the history of its training.
 
     Args:
@@ -143,22 +141,26 @@ def trial(
     place: tuple[str, str, float | str, int],
     **options: Any,
 ) -> Measured:
-    """`finetune` on `rows` with the seed of `place`, then `measure`; sizes are recorded, too."""
+    """`finetune` on `rows` with the seed of `place`, then `measure`.
+
+    Trainable parameters and megabytes are recorded, too: of weights, and of gradients and AdamW's
+    two averages.
+    """
     model, _ = finetune(course, rows, place[-1], **options)
-    record_size(course, model, *place)
+    trainable = num_parameters(model, trainable=True)
+    course.results.add(*place, "trainable parameters", trainable)
+    course.results.add(*place, "MB of weights", model_bytes(model) / 1e6)
+    course.results.add(*place, "MB of gradients and AdamW", 12 * trainable / 1e6)
     return measure(course, model, tokenizer, held_out, *place)
 
 
 def demonstrations(course: Course, tokenizer, n: int, seed: int, kinds=None) -> list[Row]:
     """`n` demonstrations, rendered; a smaller `n` gives the first rows of a larger one."""
-    rows = instruction_rows(course, n, seed=seed, kinds=kinds)
-    return render_rows(course, tokenizer, rows)
+    return render_rows(course, tokenizer, instruction_rows(course, n, seed=seed, kinds=kinds))
 
 
 def with_pages(held_out: HeldOut, pages: Sequence[str], words: int) -> HeldOut:
     """The same prompts and demonstrations with a page before each; none if `words` is 0."""
-    if words == 0:
-        return held_out
     prompts = paste(held_out.prompts, pages, words)
     rows = paste(held_out.rows, pages[len(prompts) :], words)
     return replace(held_out, prompts=prompts, rows=rows)
@@ -170,36 +172,20 @@ def manners(course: Course, n: int, seed: int, tool: bool = True) -> list[dict]:
     `tool`: whether the sums are demonstrated with the calculator or from the head.
     """
     rows = instruction_rows(course, n, seed=seed, kinds=["refusal", "safe", "calculator"])
-    if tool:
-        return rows
-    return [
-        demonstrate_sum(row | {"messages": row["messages"][:1]}, tool=False)
-        if row["kind"] == "calculator"
-        else row
-        for row in rows
-    ]
+    for i, row in enumerate(rows):
+        if row["kind"] == "calculator" and not tool:
+            rows[i] = demonstrate_sum(row | {"messages": row["messages"][:1]}, tool=False)
+    return rows
 
 
 def without(rows: Sequence[Row], tokens: Sequence[int]) -> list[Row]:
     """The rows with a mask of 0 on these tokens."""
-    return [
-        row
-        | {
-            "completion_mask": [
-                int(mask and token not in tokens)
-                for token, mask in zip(row["input_ids"], row["completion_mask"], strict=True)
-            ]
-        }
-        for row in rows
-    ]
-
-
-def record_size(course: Course, model, *place: Any) -> None:
-    """Record trainable parameters and megabytes: weights; gradients and AdamW's two averages."""
-    trainable = num_parameters(model, trainable=True)
-    course.results.add(*place, "trainable parameters", trainable)
-    course.results.add(*place, "MB of weights", model_bytes(model) / 1e6)
-    course.results.add(*place, "MB of gradients and AdamW", 12 * trainable / 1e6)
+    masked = []
+    for row in rows:
+        pairs = zip(row["input_ids"], row["completion_mask"], strict=True)
+        mask = [int(learned and token not in tokens) for token, learned in pairs]
+        masked.append(row | {"completion_mask": mask})
+    return masked
 
 
 def use_again(course: Course, runs: dict[tuple, Measured], old: tuple, new: tuple) -> None:
@@ -259,8 +245,8 @@ def train_manners(
     """Two models of manners, sums by calculator ("tool") and from the head ("head").
 
     Returns arrays: 1 for each sum that a model does right, and the difference ("gain by the tool");
-    by theme, the share of "refusal" and "safe" requests that the first declines, on new themes
-    and, as "refusal, known", on those it was trained on; and the talks about the sums.
+    by theme, the share of "refusal" and "safe" requests that "tool" declines, on new themes and,
+    as "refusal, known", on those it was trained on; and the talks about the sums.
     """
     found, talks = {}, {}
     for name in ("head", "tool"):
@@ -296,14 +282,9 @@ def refusals(course: Course, model, tokenizer, kind: str, split: str, seed: int)
 
 def do_sums(model, tokenizer, rows: Sequence[dict]) -> tuple[np.ndarray, list[list[dict]]]:
     """1 where a sum's last answer is right, greedy, with the calculator at hand; and the talks."""
-    talks = run_conversation(
-        model,
-        tokenizer,
-        [row["messages"] for row in rows],
-        {"calc": calculate},
-        max_new_tokens=40,
-        temperature=0.0,
-    )
+    asked, tools = [row["messages"] for row in rows], {"calc": calculate}
+    greedy = {"max_new_tokens": 40, "temperature": 0.0}
+    talks = run_conversation(model, tokenizer, asked, tools, **greedy)
     scored = zip(rows, talks, strict=True)
     right = [judge(row, talk[-1]["content"]).parts["right"] > 0 for row, talk in scored]
     return np.array(right, dtype=float), talks

@@ -173,18 +173,28 @@ def _band(
         ax.errorbar(at, mean, [mean - low, high - mean], color=color, fmt="_", ms=14, capsize=4)
 
 
-def beside_trl(course, trainer: str) -> tuple[Figure, Axes]:
-    """Losses by step, of the rows "trl": our loop as a wide line, TRL's `trainer` as dots."""
+def beside_trl(course, trainer: str, each: str, unit: str, **words: str) -> None:
+    """The figure "trl": losses by step of our loop, a wide line, and of TRL's `trainer`, dots.
+
+    A step reads `each`, the loss is per `unit`; for a "pair" a coin's loss is drawn, too. `words`
+    are caption and alt text.
+    """
     rows = course.results.frame("trl")
     wide = rows.pivot_table(index="x", columns="condition", values="value")
     fig, ax = subplots(figsize=(7, 2.8))
     ax.plot(wide["our loop"], **series(0, lw=5, alpha=0.35, marker="", label="our loop"))
     ax.plot(wide["TRL"], **series(1, ms=4, label=f"TRL's {trainer}"))
-    return fig, ax
+    if unit == "pair":
+        ax.axhline(np.log(2), color="black", lw=1, ls=":", label="log 2, a coin")
+    else:
+        ax.set_ylim(0, None)
+    ax.set(xlabel=f"step ({each} each)", ylabel=f"loss (nats per {unit})")
+    ax.legend()
+    save_figure(fig, f"{course.notebook}_trl", course=course, data=rows, **words)
 
 
 def save_figure(
-    fig: Figure, name: str, *, course, data: pd.DataFrame, caption: str, alt: str
+    fig: Figure, name: str, *, course, data: pd.DataFrame | str, caption: str, alt: str
 ) -> None:
     """Write `name`.png, .svg and .json and show the figure in the notebook.
 
@@ -194,7 +204,7 @@ def save_figure(
 
     Args:
         name: like "01_answers": the notebook, then words in lower case.
-        data: what is drawn, one row a mark.
+        data: what is drawn, one row a mark; or the claim whose recorded rows are drawn.
         caption: what to see, and what bands and bars mean. alt: what the picture looks like.
     """
     import matplotlib.pyplot as plt
@@ -204,6 +214,7 @@ def save_figure(
             f"The figure {name!r} cannot be saved: it needs a name like '01_answers', a caption "
             "and an alt text."
         )
+    data = course.results.frame(data) if isinstance(data, str) else data
     record = {
         "name": name,
         "notebook": course.notebook,
