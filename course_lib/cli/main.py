@@ -238,7 +238,7 @@ def world_show(
     seed: Annotated[int, typer.Option(help="Another seed gives other samples.")] = 0,
 ) -> None:
     """Print samples of the pocket world."""
-    from course_lib.cli.world import show
+    from course_lib.world.samples import show
 
     typer.echo(show(what, n, seed))
 

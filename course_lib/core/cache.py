@@ -334,7 +334,7 @@ def _checksums(folder: Path) -> dict[str, str]:
 def find_damage(entry: Path) -> str | None:
     """What is wrong with an entry in a few words, or None if every checksum holds."""
     try:
-        files = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = read_json(entry / MANIFEST)["files"]
     except (OSError, ValueError, KeyError):
         return f"{MANIFEST} is missing or unreadable"
     found = _checksums(entry)

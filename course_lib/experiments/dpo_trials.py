@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from course_lib.algorithms.loop import Diverged, endless
 from course_lib.algorithms.ppo import PPOConfig
 from course_lib.algorithms.reward import Comparison
 from course_lib.algorithms.sft import completion_losses
-from course_lib.core.cache import MANIFEST
+from course_lib.core.cache import MANIFEST, read_json
 from course_lib.experiments import policy_bench, recipes, reward_trials
 from course_lib.experiments.answers import SAMPLING, prompts_that_fit, sampling_config
 from course_lib.experiments.measures import Written
@@ -202,7 +201,7 @@ def longer_ppo(costs: Mapping[str, Mapping[str, float]], num_steps: int, ratio: 
 def seconds(folder: str) -> float:
     """How long the stage in `folder` took, wherever it was made; 0 for what was not made here."""
     path = Path(folder) / MANIFEST
-    return json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
+    return read_json(path)["seconds"] if path.is_file() else 0.0
 
 
 def operations(

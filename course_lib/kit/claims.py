@@ -144,7 +144,7 @@ def claim(
         seeds=course.seeds,
         notebook=course.notebook,
     )
-    _store(row, claims_file())
+    _store(row, build_dir() / "claims.json")
     return row
 
 
@@ -167,11 +167,6 @@ def claim_rows(
     if missing:
         print("not in this run (more time, or a known truth, is needed):", ", ".join(missing))
     return claims_table(course.notebook)
-
-
-def claims_file() -> Path:
-    """Where a run's claims are: `claims.json` in the build folder."""
-    return build_dir() / "claims.json"
 
 
 def _key(row: Claim) -> tuple[str, str, str]:
@@ -198,7 +193,7 @@ def load_claims(path: Path | None = None) -> list[Claim]:
     Fields that a claim does not have (the share of live runs in which it held) are passed over.
     Raises `CourseError` if the file is damaged.
     """
-    path = path or claims_file()
+    path = path or build_dir() / "claims.json"
     if not path.exists():
         return []
     try:

@@ -10,9 +10,27 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
+from course_lib.algorithms.chat import complete
+from course_lib.algorithms.evaluate import (
+    multiple_choice,
+    multiple_choice_by_text,
+    pass_at_k,
+    solve_problems,
+)
+from course_lib.algorithms.sft import document_losses
 from course_lib.core.cache import write_text
 from course_lib.core.stats import bootstrap, wilson
+from course_lib.inputs.models import MODELS, load_model, load_tokenizer
+from course_lib.kit.course import committed_course
+from course_lib.kit.figures import save_figure, series, subplots
+from course_lib.pretraining.pretrain import FOLDER, PretrainConfig, corpus_hash
+from course_lib.world.documents import documents
+from course_lib.world.exam import exam_items, render_prompt
+from course_lib.world.instructions import explain_prompts
+from course_lib.world.judge import is_answer
+from course_lib.world.problems import problem_prompt, problem_set, verify_answer
 
 NUM_STEPS = (1, 2)  # of the word problems that the notebooks use
 
@@ -24,21 +42,6 @@ def measure_abilities(
 
     `document_loss` is in nats per token; the others are shares.
     """
-    from course_lib.algorithms.chat import complete
-    from course_lib.algorithms.evaluate import (
-        multiple_choice,
-        multiple_choice_by_text,
-        pass_at_k,
-        solve_problems,
-    )
-    from course_lib.algorithms.sft import document_losses
-    from course_lib.inputs.models import load_model, load_tokenizer
-    from course_lib.world.documents import documents
-    from course_lib.world.exam import exam_items, render_prompt
-    from course_lib.world.instructions import explain_prompts
-    from course_lib.world.judge import is_answer
-    from course_lib.world.problems import problem_prompt, problem_set, verify_answer
-
     model, tokenizer = load_model(str(folder)), load_tokenizer(str(folder))
     texts = [text for _, text in islice(documents(seed=9_000_000), 200)]
     losses, counts = document_losses(model, tokenizer, texts)
@@ -71,9 +74,6 @@ def measure_abilities(
 
 def sample_thread(folder: str | Path, seed: int = 1) -> str:
     """How the base model goes on after the lecture's request."""
-    from course_lib.algorithms.chat import complete
-    from course_lib.inputs.models import load_model, load_tokenizer
-
     model, tokenizer = load_model(str(folder)), load_tokenizer(str(folder))
     prompt = "Explain the moon landing to a 6-year-old"
     return prompt + complete(model, tokenizer, [prompt], max_new_tokens=160, seed=seed)[0]
@@ -81,8 +81,6 @@ def sample_thread(folder: str | Path, seed: int = 1) -> str:
 
 def evaluate_snapshots(size: str, progress=print) -> Path:
     """Measure every snapshot of a pretraining run that has not been measured; one JSON a run."""
-    from course_lib.pretraining.pretrain import FOLDER
-
     path = FOLDER / size / "abilities.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for folder in sorted((FOLDER / size / "snapshots").iterdir(), key=lambda f: float(f.name)):
@@ -100,10 +98,6 @@ def ship(size: str) -> list[Path]:
     `m` ships three times: after 10% and 30% of its training, and at the end. The curves of the run
     go to `data/models/pretraining.csv` (size, tokens, measure, value, low, high).
     """
-    import pandas as pd
-
-    from course_lib.inputs.models import MODELS
-    from course_lib.pretraining.pretrain import FOLDER, PretrainConfig, corpus_hash
 
     run = FOLDER / size
     recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
@@ -207,11 +201,6 @@ One sample, temperature 1, from the first line on:
 
 def draw_abilities():
     """The figure of the pocket models' cards: loss and abilities against tokens."""
-    import pandas as pd
-
-    from course_lib.inputs.models import MODELS
-    from course_lib.kit.course import committed_course
-    from course_lib.kit.figures import save_figure, series, subplots
 
     course = committed_course("00", "live", {})
     frame = pd.read_csv(MODELS / "pretraining.csv")

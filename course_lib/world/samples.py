@@ -1,9 +1,9 @@
 """Samples of the pocket world as text, for `course world show`."""
 
+import difflib
 import random
 
 from course_lib import CourseError
-from course_lib.core.checks import suggest
 from course_lib.world.documents import SHARES, document
 from course_lib.world.exam import exam_items, render_item
 from course_lib.world.instructions import demonstrations
@@ -35,9 +35,11 @@ def show(what: str, n: int, seed: int) -> str:
         return RULE.join(document(what, rng).strip() for _ in range(n))
     if what in topics:
         return topic_card(topics[what])
+    close = difflib.get_close_matches(what, (*OTHERS, *SHARES, *topics), 1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
     raise CourseError(
-        f"There is no sample called {what!r}{suggest(what, (*OTHERS, *SHARES, *topics))}; expected "
-        f"{', '.join((*OTHERS, *SHARES))}, or a topic that `course world show topics` lists."
+        f"There is no sample called {what!r}{hint}; expected {', '.join((*OTHERS, *SHARES))}, or a "
+        "topic that `course world show topics` lists."
     )
 
 
