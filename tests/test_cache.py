@@ -7,6 +7,7 @@ import multiprocessing
 import time
 
 import pytest
+from safetensors import SafetensorError
 
 from course_lib import CourseError
 from course_lib.core import cache
@@ -106,9 +107,16 @@ def test_an_interrupted_stage_leaves_nothing_and_can_be_made(error, build):
     assert new and not (folder / "half").exists()
 
 
-def test_a_full_disk_is_one_sentence():
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, ""),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_sentence(error):
     with pytest.raises(CourseError, match=r"disk is full.*course clean"), stage("sft", {}):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
 
 def make_slowly():

@@ -70,9 +70,9 @@ def write_text(path: Path, text: str) -> None:
         raise disk_error(error, path) from error
 
 
-def disk_error(error: OSError, path: Path) -> Exception:
+def disk_error(error: Exception, path: Path) -> Exception:
     """A full disk as a sentence with a remedy; any other error as it is."""
-    if error.errno == errno.ENOSPC or "No space left" in str(error):
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
         return CourseError(
             f"The disk is full: {path} could not be written; free some space (`course clean` "
             "removes what can be made again) and run the same command again."
@@ -165,8 +165,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
         if target.exists():
             shutil.rmtree(target)
         part.replace(target)
-    except OSError as error:
-        raise disk_error(error, target) from error
+    except Exception as error:  # safetensors raises no OSError where the disk is full
+        if (told := disk_error(error, target)) is error:
+            raise
+        raise told from error
     finally:  # also after Ctrl-C
         shutil.rmtree(part, ignore_errors=True)
 
