@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from course_lib import CourseError
+from course_lib.core.cache import read_json
 from course_lib.core.stats import over_seeds
 from course_lib.experiments import records
 from course_lib.experiments.experiment import Experiment, Items, Missing, run
@@ -108,15 +109,15 @@ def test_records_hold_every_item_and_the_selection_can_be_made_again(build):
         np.stack(ran.values("truth", "slow")), abs=0.01
     )
     gains = items["9.1", "slow", "truth"][0] - items["9.1", "usual", "truth"][0]
-    texts = records.load_texts(build / "results" / "90_texts.json")
+    texts = read_json(build / "results" / "90_texts.json")
     for rule, n in (("median gain", 2), ("largest gain", 1)):
         kept = [text for text in texts if text["rule"] == rule]
         assert [text["item"] for text in kept] == records.chosen(gains, rule, n)
     assert texts[0]["prompt"] == ROWS[texts[0]["item"]]["prompt"]
     assert list(texts[0]["answers"]) == ["usual", "slow"]
     ran.save([("slow", "truth", "median gain", 2)], "usual")  # again: in place of the first
-    assert records.load_texts(build / "results" / "90_texts.json")[-1]["rule"] == "median gain"
-    assert len(records.load_texts(build / "results" / "90_texts.json")) == 3
+    assert read_json(build / "results" / "90_texts.json")[-1]["rule"] == "median gain"
+    assert len(read_json(build / "results" / "90_texts.json")) == 3
 
 
 def test_rules_choose_by_gain_and_ties_go_to_the_first():

@@ -10,7 +10,15 @@ from test_policy_bench import written
 from test_recipes import course, folder, short  # noqa: F401  a tiny base model
 
 from course_lib.algorithms import chat, reward
-from course_lib.experiments import answers, measures, policy_bench, recipes, rlhf_trials, sft_trials
+from course_lib.experiments import (
+    answers,
+    measures,
+    policy_bench,
+    recipes,
+    rlhf_trials,
+    sft_trials,
+)
+from course_lib.experiments.experiment import Items, Ran
 from course_lib.experiments.measures import Written
 from course_lib.inputs.models import frozen_copy
 
@@ -189,20 +197,9 @@ def test_a_walk_adds_up_to_the_score_less_the_penalty(course, short):  # noqa: F
     assert set(course.results.frame("break")["condition"]) == {"torn"}
 
 
-def test_what_it_costs_is_new_less_old(course):  # noqa: F811
-    old = written(np.zeros((2, 2)), false=np.array([[1.0, 0.0], [0.0, 0.0]]))
-    new = written([[3.0], [4.0]], false=np.array([[2.0], [1.5]]))
-    benches = {0: SimpleNamespace(before=old, course=course)}
-    values = {"SFT": (2.0, 0.5), "PPO": (2.5, 0.25)}
-    taxed = {
-        name: {0: {"document_loss": np.full(3, loss), "exam": np.full(3, exam)}}
-        for name, (loss, exam) in values.items()
-    }
-    found = rlhf_trials.costs(benches, {0: new}, taxed)
-    assert found["4.4a"].estimate == 0.5 and found["4.4b"].estimate == -0.25
+def test_ppo_stands_beside_best_of_n():
     picked = policy_bench.Point(1.0, np.array([2.0]), np.zeros(1))
-    assert rlhf_trials.beside(new, picked).tolist() == [1.0]  # PPO less best-of-n
-    assert found["4.6a"].estimate == 1.5  # in two answers, less one half and 0 before
+    assert rlhf_trials.beside(written([[3.0], [4.0]]), picked).tolist() == [1.0]
 
 
 def test_the_claims_of_the_full_run(histories, course):  # noqa: F811
@@ -227,7 +224,7 @@ def test_the_claims_of_the_full_run(histories, course):  # noqa: F811
         played[seed]["s, SFT"] = before.truth - 9
     losses = {"PPO": 3.0, "γ = 0.1": 2.8, "γ = 1.0": 2.5}
     loss = {
-        n: {s: {"document_loss": np.full(5, v), "exam": np.full(5, v)} for s in range(3)}
+        n: {s: Items({"document_loss": np.full(5, v), "exam": np.full(5, v)}) for s in range(3)}
         for n, v in losses.items()
     }
     for place, peak in enumerate((0, 1, 2)):
@@ -243,7 +240,13 @@ def test_the_claims_of_the_full_run(histories, course):  # noqa: F811
     for seed, n in itertools.product(range(3), (1, 8, 64)):
         gained = {1: 0.0, 8: 2.0, 64: seed - 1.0}[n]  # peak at 8, then down to 0 on average
         course.results.add("along", "best of n, 64 prompts", n, seed, "gain", gained)
-    found = rlhf_trials.only_full(benches, folders, after, loss, played)
+    items = {
+        name: {s: policy_bench.as_items(benches[s], one) for s, one in each.items()}
+        for name, each in after.items()
+    }
+    ran, taxed = Ran(course, "4.1", {}, {}, folders, items), Ran(course, "4.4", {}, {}, items=loss)
+    ran.add("SFT", {s: policy_bench.as_items(one, one.before) for s, one in benches.items()})
+    found = rlhf_trials.only_full(ran, taxed, played)
     expected = {"4.1c": 0.25, "4.1f": 0.25, "4.2d": 1, "4.4c": 0.2, "4.4d": -0.5, "4.4e": -0.5}
     expected |= {"4.2f": 0.0, "4.4f": 0.0, "4.4g": -1.0}  # all runs but γ = 1.0 gain the same
     expected |= {"4.1g": 0.5, "4.1h": 1.0, "4.2e": 1.0, "4.3i": 1.0, "4.3j": 1.0, "4.3k": 1.0}
@@ -255,7 +258,8 @@ def test_the_claims_of_the_full_run(histories, course):  # noqa: F811
     assert {claim: one.estimate for claim, one in found.items()} == pytest.approx(
         expected, abs=0.02
     )
-    assert rlhf_trials.only_full(benches, folders, {"PPO": after["PPO"]}, loss, played) == {}
+    live = Ran(course, "4.1", {}, {}, items={"PPO": items["PPO"]})
+    assert rlhf_trials.only_full(live, taxed, played) == {}
 
 
 def test_wins_of_the_full_runs_stand_beside_those_of_best_of_n(course, monkeypatch):  # noqa: F811

@@ -300,6 +300,7 @@ def _tree(module: str) -> ast.Module:
     return _parsed(source_of(module))
 
 
+@cache  # as it was imported: an edit counts from the next process on
 def source_of(module: str) -> str:
     """The source of a module of the course."""
     return _path(module).read_text(encoding="utf-8")

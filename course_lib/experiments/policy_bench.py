@@ -19,7 +19,7 @@ from course_lib.core.stats import over_seeds
 from course_lib.experiments.answers import WATCHED, prompts_that_fit
 from course_lib.experiments.experiment import Items
 from course_lib.experiments.measures import Written, wins, write
-from course_lib.experiments.recipes import load, load_policy, policy_of, reward_model
+from course_lib.experiments.recipes import load, load_policy, pinned, policy_of, reward_model
 from course_lib.inputs.models import frozen_copy
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ def reference_answers(
     """What the policy of `start` writes as it came: made once, which notebooks share."""
     place = "before", "", tries, seed
     settings = {"place": place, "batch": course.profile.batch["generate"]}
-    with stage("before", settings, inputs=[start, reward_folder, list(rows)]) as entry:
+    read = [pinned(course, start), reward_folder, list(rows)]
+    with stage("before", settings, read) as entry:
         if entry.new:
             policy, tokenizer = load_policy(course, start)
             model = reward.load_reward_model(reward_folder, course.device)

@@ -86,6 +86,12 @@ def load(course: Course, model: str) -> tuple[Any, Any]:
     return loaded, load_tokenizer(model, revision)
 
 
+def pinned(course: Course, model: str) -> str:
+    """A model as an input of a stage: one on a hub with its commit."""
+    revision = course.profile.revisions.get(model)
+    return f"{model}@{revision}" if revision else model
+
+
 def parameters_of(course: Course, base: str) -> int:
     """Parameters of a model by its config alone: nothing is loaded, no memory is taken."""
     config = AutoConfig.from_pretrained(
@@ -146,8 +152,8 @@ def instruct_model(
     revision = course.profile.revisions.get(base)
     config = sft_config(course, base, seed=seed, **changes)
     rows = instruction_rows(course, num_examples, seed=seed)
-    name, about = "instruct-" + Path(base).name.lower(), [revision, course.dtype]
-    with stage(name, config, inputs=[base, rows, about]) as entry:
+    name, inputs = "instruct-" + Path(base).name.lower(), [pinned(course, base), rows, course.dtype]
+    with stage(name, config, inputs) as entry:
         if entry.new:
             tokenizer = load_tokenizer(base, revision)
             model = load_model(base, revision=revision, dtype=course.dtype, device=course.device)
@@ -200,7 +206,7 @@ def sampled_answers(course: Course, split: str, n: int, k: int, seed: int) -> li
     start = policy_of(course, course.model("base"), seed)
     asked = prompt_rows(course, split, n, seed)
     settings = {"k": k, "seed": seed, "batch": course.profile.batch["generate"]}
-    with stage("answers", settings, inputs=[start, asked]) as entry:
+    with stage("answers", settings, inputs=[pinned(course, start), asked]) as entry:
         if entry.new:
             rows = answered(course, *load_policy(course, start), split, n, k, seed)
             for row in rows:
@@ -292,7 +298,7 @@ def reward_model(
     start = policy_of(course, course.model("base"), seed)
     config = reward_config(course, start, seed=seed, **changes)
     rows = comparisons(course, "train", n, k, panel=panel, seed=seed)
-    with stage("reward", config, inputs=[start, rows, course.context]) as entry:
+    with stage("reward", config, inputs=[pinned(course, start), rows, course.context]) as entry:
         if entry.new:
             policy, tokenizer = load_policy(course, start)
             ranked_rows = reward.render_comparisons(tokenizer, rows, course.context)
@@ -315,7 +321,7 @@ def reward_model_on(
 ) -> str:
     """The folder of a reward model from the policy `start` on rendered rows; not normalised."""
     config = reward_config(course, start, seed=seed, **changes)
-    with stage("reward-on", config, inputs=[start, rows]) as entry:
+    with stage("reward-on", config, inputs=[pinned(course, start), rows]) as entry:
         if entry.new:
             policy, tokenizer = load_policy(course, start)
             model = reward.make_reward_model(policy, seed)
@@ -361,7 +367,7 @@ def ppo_policy(
     by = None if panel == "nobody" else reward_model(course, n, k, panel=panel, seed=seed)
     asked = prompt_rows(course, "train", num_demonstrations(course, PPO_PROMPTS, "train"), seed)
     texts = document_texts(course, PTX_DOCUMENTS, seed=1000 + seed) if config.ptx_coef else []
-    with stage("ppo", config, inputs=[start, by, asked, texts, seed]) as entry:
+    with stage("ppo", config, inputs=[pinned(course, start), by, asked, texts, seed]) as entry:
         if entry.new:
             policy, tokenizer = load_policy(course, start)
             rows = prompts_that_fit(course, policy, tokenizer, "train", PPO_PROMPTS, seed)
@@ -423,7 +429,7 @@ def dpo_policy(
     start = policy_of(course, base, seed)
     config = dpo_config(course, base, seed=seed, **changes)
     ranking = comparisons(course, "train", n, k, panel=panel, seed=seed)
-    with stage("dpo", config, inputs=[start, ranking]) as entry:
+    with stage("dpo", config, inputs=[pinned(course, start), ranking]) as entry:
         if entry.new:
             policy, tokenizer = load_policy(course, start)
             pairs = preference_pairs(course, tokenizer, "train", n, k, panel=panel, seed=seed)

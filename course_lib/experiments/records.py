@@ -11,7 +11,6 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -97,11 +96,14 @@ def save_texts(
 ) -> None:
     """Keep `n` items that `rule` chooses by their gains (items,); the file's others stay.
 
+    An item has its place, rule, index, seed, prompt and gain, and the answers by condition: text,
+    score, and where the sentences stand that state something false.
+
     Args:
         place: experiment, condition and measure whose gain over the start it is.
         rows: of the prompts. answers, scores: by condition, one an item.
     """
-    old = load_texts(path) if path.exists() else []
+    old = read_json(path) if path.exists() else []
     kept = [item for item in old if (*item["place"], item["rule"]) != (*place, rule)]
     for i in chosen(gains, rule, n):
         item = {"place": list(place), "rule": rule, "item": i, "seed": seed}
@@ -114,8 +116,3 @@ def save_texts(
     if len(kept) > MOST_TEXTS:
         raise CourseError(f"{path.name} would hold {len(kept)} items; keep {MOST_TEXTS} at most.")
     write_text(path, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-
-
-def load_texts(path: Path) -> list[dict[str, Any]]:
-    """The items of a file of texts: place, rule, item, seed, prompt, gain, answers by condition."""
-    return read_json(path)

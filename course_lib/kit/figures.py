@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FEW_RUNS = 8  # below, no useful interval
 MAX_PNG_BYTES = 120_000
 # Okabe and Ito's colours, ordered so that neighbours differ in lightness; each series also has its
 # own marker and dash, so that a figure reads in grayscale.
@@ -150,7 +151,8 @@ def _band(
     """Committed results: the mean of the full runs with its 95% t-interval over seeds.
 
     A line and a shade where `joined`, else points with whiskers. Of the live runs thin lines where
-    they are `paths`; else thick pale bars, the 95% prediction interval of one of them.
+    they are `paths`; else thick pale bars, the 95% prediction interval of one of them; dots where
+    they are few.
     """
     color = look["color"]
     if paths:
@@ -158,7 +160,9 @@ def _band(
             ax.plot(run["at"], run["value"], color=color, alpha=0.35, lw=1)
         live = live[:0]
     for at, values in live.groupby("at")["value"]:
-        if len(values) > 1:
+        if len(values) < FEW_RUNS:
+            ax.plot([at] * len(values), values, ".", color=color, alpha=0.35)
+        else:
             _, low, high = prediction_interval(values, level=0.95)
             ax.plot([at, at], [low, high], color=color, alpha=0.35, lw=5, solid_capstyle="butt")
     groups = [(at, values) for at, values in full.groupby("at")["value"] if len(values) > 1]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from course_lib import ROOT, CourseError
 from course_lib.core.cache import write_text
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 COLUMNS = ["notebook", "claim", "condition", "x", "seed", "measure", "value"]
 
@@ -40,9 +38,7 @@ class Results:
         self, claim: str | None = None, measure: str | None = None, condition: str | None = None
     ) -> pd.DataFrame:
         """The rows with this claim, measure and condition (None: any), in the order of adding."""
-        import pandas as pd
-
-        rows = [[*key, value] for key, value in self._values.items()]
+            rows = [[*key, value] for key, value in self._values.items()]
         return select(pd.DataFrame(rows, columns=COLUMNS), claim, measure, condition)
 
     def load(self, rows: pd.DataFrame) -> None:
@@ -76,8 +72,6 @@ def committed(notebook: str, effort: str = "full", folder: Path | None = None) -
 
     Raises `CourseError` if the file lacks a column.
     """
-    import pandas as pd
-
     path = (folder or ROOT / "data" / "results") / f"{notebook}_{effort}.csv"
     if not path.exists():
         return pd.DataFrame(columns=COLUMNS)
