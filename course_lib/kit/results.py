@@ -38,7 +38,7 @@ class Results:
         self, claim: str | None = None, measure: str | None = None, condition: str | None = None
     ) -> pd.DataFrame:
         """The rows with this claim, measure and condition (None: any), in the order of adding."""
-            rows = [[*key, value] for key, value in self._values.items()]
+        rows = [[*key, value] for key, value in self._values.items()]
         return select(pd.DataFrame(rows, columns=COLUMNS), claim, measure, condition)
 
     def load(self, rows: pd.DataFrame) -> None:
