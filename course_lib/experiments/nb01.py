@@ -168,7 +168,7 @@ def mmlu_figure(course: Course) -> None:
 
 
 def training_figure(course: Course) -> None:
-    """The loss of supervised fine-tuning: most of its fall comes early."""
+    """The loss of supervised fine-tuning along its steps."""
     fig, ax = subplots(figsize=(6, 2.8))
     points(ax, course, "1.1", "loss")
     ax.set(xlabel="share of the training done (%)", ylabel="loss (nats per token)", xlim=(0, 104))
@@ -181,7 +181,7 @@ def training_figure(course: Course) -> None:
 
 
 def answers_figure(course: Course) -> None:
-    """Prompts answered: hardly any by the base model, most by the instruct model."""
+    """The share of prompts that are answered, by the base and by the instruct model."""
     places = {"base, raw": 0, "base, chat": 1, "instruct, chat": 2}
     fig, ax = subplots(figsize=(6, 3))
     points(ax, course, "1.1", "answers", positions=places)
@@ -223,7 +223,7 @@ def exam_figure(course: Course) -> None:
 
 
 def base_matters_figure(course: Course) -> None:
-    """The same fine-tuning scores higher on a well pretrained base model, and on a larger one."""
+    """The score after the same fine-tuning, by pretraining and by size of the base model."""
     fig, axes = subplots(1, 2, figsize=(7.4, 3), sharey=True)
     for order, (ax, name) in enumerate(zip(axes, ("pretraining", "size"), strict=True)):
         points(ax, course, "1.3", "score", name, order=order)
@@ -242,7 +242,7 @@ def base_matters_figure(course: Course) -> None:
 
 
 def compute_figure(course: Course) -> None:
-    """Each stage's share of a model's training: post-training is small here, too."""
+    """Each stage's share of a model's training."""
     bars = {f"DeepSeek-V3: {name}": hours / sum(HOURS.values()) for name, hours in HOURS.items()}
     ours = course.results.frame("1.4").groupby(["condition", "x"], sort=False)["value"].mean()
     bars |= {f"pocket {model}: {stage}": share for (model, stage), share in ours.items()}

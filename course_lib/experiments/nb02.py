@@ -51,7 +51,7 @@ def instructgpt_data_figure(course: Course) -> None:
 
 
 def demonstrations_figure(course: Course) -> None:
-    """Score by amount of data: a few demonstrations bring most of the gain."""
+    """The score by amount of data, and how the scores are spread."""
     fig, (left, right) = subplots(1, 2, figsize=(9.5, 3.6), width_ratios=[3, 2])
     points(left, course, "2.1", "score", "sft")
     rows, across = course.results.frame("2.1"), left.get_yaxis_transform()
@@ -75,7 +75,7 @@ def demonstrations_figure(course: Course) -> None:
 
 
 def prompt_loss_figure(course: Course) -> None:
-    """The mask helps, and most where a page is pasted before the prompt."""
+    """With the mask and without, rows as they are and after a pasted page."""
     fig, axes = subplots(1, 3, figsize=(9.5, 3.2))
     names = {"score": "judge score (higher is better)"}
     names |= {"completion_loss": "loss on held-out answers", "document_loss": "loss on documents"}
@@ -94,7 +94,7 @@ def prompt_loss_figure(course: Course) -> None:
 
 
 def manners_figure(course: Course) -> None:
-    """Refusals carry over to new themes, wrong ones too; sums are right with the calculator."""
+    """Requests declined, of known and of new themes; sums done right, from the head and by tool."""
     names = ["refusal, known", "safe, known", "refusal", "safe", "head", "tool"]
     places = dict(zip(names, (0, 1, 2.3, 3.3, 4.6, 5.6), strict=True))
     rows = course.results.frame("2.3")
@@ -115,7 +115,7 @@ def manners_figure(course: Course) -> None:
 
 
 def lora_figure(course: Course) -> None:
-    """LoRA and QLoRA come to full fine-tuning's loss at a rank of 8, with less memory."""
+    """Loss and memory of LoRA and QLoRA, by rank, beside full fine-tuning."""
     rows = course.results.frame("2.4")
     fig, (left, right) = subplots(1, 2, figsize=(9.5, 3.4), width_ratios=[3, 2])
     ranks = sorted(rows["x"].unique())[1:]
@@ -142,7 +142,7 @@ def lora_figure(course: Course) -> None:
 
 
 def forgetting_figure(course: Course) -> None:
-    """The loss on documents rises with more data, and more with a higher rate."""
+    """The loss on documents, by amount of data and by learning rate."""
     fig, (left, right) = subplots(1, 2, figsize=(9.5, 3.3))
     points(left, course, "2.1", "document_loss", "sft")
     points(right, course, "2.5", "document_loss", "rate", order=1)
@@ -161,7 +161,7 @@ def forgetting_figure(course: Course) -> None:
 
 
 def trl_figure(course: Course) -> None:
-    """TRL's losses lie on ours."""
+    """The loss of our loop and of TRL's trainer, step by step."""
     about = "The same rows, order and settings in our loop (wide line) and in TRL (dots)."
     alt = "Two training curves: ours as a wide line, TRL's as dots."
     beside_trl(course, "SFTTrainer", "4 conversations", "token", caption=about, alt=alt)

@@ -126,7 +126,7 @@ def tilt_figure(course: Course) -> None:
 
 
 def training_figure(course: Course) -> None:
-    """Without a penalty the score rises on while the truth falls, and KL grows faster."""
+    """Score, truth, KL and more along the training, with the penalty and without."""
     fig, axes = subplots(2, 3, figsize=(9.5, 5), sharex=True)
     titles = {"proxy": "score (standard deviations)", "truth": "true score (points)"}
     titles |= {"kl": "KL (nats)", "entropy": "entropy (nats a token)"}
@@ -148,7 +148,7 @@ def training_figure(course: Course) -> None:
 
 
 def beta_figure(course: Course) -> None:
-    """The smaller β, the larger distance and score; the truth is highest in the middle."""
+    """What β controls: distance, score, truth and wins."""
     fig, axes = subplots(1, 4, figsize=(9.5, 2.9))
     betas = {"no penalty": "0", "β = 0.05": "0.05"}
     betas |= {"PPO": f"{course.knobs['beta']:g}", "β = 0.8": "0.8"}
@@ -178,7 +178,7 @@ def _by_run(
 
 
 def hacking_figure(course: Course) -> None:
-    """The score rises with the distance, all the way; the gain in truth turns and falls."""
+    """Score and gain in truth by distance, for three amounts of data."""
     fig, axes = subplots(2, 2, figsize=(9.5, 7), sharex="row")
     sizes = {f"{n} prompts": order for order, n in enumerate(AMOUNTS, start=2)}
     climbed = {"PPO": ("with a penalty", 0)}
@@ -229,7 +229,7 @@ def costs_figure(course: Course) -> None:
 
 
 def matrix_figure(course: Course) -> None:
-    """How often each model beats each other one: m after RLHF wins over l with a prompt."""
+    """How often each model beats each other one."""
     results = course.results.frame("4.5")
     matrix = results.pivot_table(index="condition", columns="x", values="value")
     order = matrix.mean(axis=1).sort_values(ascending=False).index
