@@ -118,8 +118,11 @@ def test_lab_starts_jupyterlab_on_the_first_notebook(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_NOTEBOOKS", str(folder))
     commands = []
 
-    def start(command, check):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+
+    def start(command, env):
         commands.append(command)
+        assert env["OMP_WAIT_POLICY"] == "PASSIVE"  # a kernel leaves the cores to others
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", start)

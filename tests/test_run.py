@@ -108,7 +108,6 @@ def test_runs_resumes_and_sums_up(folders, monkeypatch, tmp_path, capsys):
     assert re.search(r"01_stub: started.*\n01_stub: done in", capsys.readouterr().out)
     executed = nbformat.read(plan.folder / "01_stub.ipynb", 4)
     assert "EXAMPLES = 16" in executed.cells[2].source
-    assert "more is more" in str(executed.cells[-1].outputs)
 
     (second,) = run_plan(plan, console)
     assert second.reused and second.claims == outcome.claims
@@ -176,7 +175,7 @@ def test_interrupt_ends_kernels_and_keeps_finished_notebooks(request, folders, t
     start = time.perf_counter()
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        run_plan(make_plan(), console)
+        run_plan(make_plan(jobs=1), console)
     assert time.perf_counter() - start < 30 and "03_stub" not in capsys.readouterr().out
     one, two, _ = make_plan().notebooks
     assert load_outcome(make_plan(), one) and load_outcome(make_plan(), two) is None
