@@ -125,7 +125,7 @@ def test_notebook_01_runs_from_the_menu_and_its_playground_answers(page, lab, li
 
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.click('li[data-command="runmenu:run-all"]')
-    wait_until_all_ran(page, count_code_cells(before), seconds=400)
+    wait_until_all_ran(page, count_code_cells(before), seconds=800)
 
     assert (
         page.locator(
