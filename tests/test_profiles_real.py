@@ -133,6 +133,7 @@ FAMILIES = {
 # prompts a model that knows nothing may score 0 on all of them, and a ratio of scores is no number.
 SHORT = {"NUM_EXAMPLES": "512", "NUM_PROMPTS": "32", "NUM_ITEMS": "16", "NUM_TEST": "24"}
 SHORT |= {"NUM_STEPS": "4"}
+ALL_CORES = str(os.cpu_count())  # for a notebook alone
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +247,7 @@ def test_notebooks_run_under_the_profile(
         *settings(notebooks, *models, *FAMILIES[profile][3]),
         build=tmp_path,
         timeout=600 * len(notebooks),
+        OMP_NUM_THREADS=ALL_CORES if len(notebooks) == 1 else "1",
         **data_environment,
     )
     assert process.returncode == 0, tail(process)
@@ -267,7 +269,11 @@ def test_a_real_pretrained_model_takes_the_base_models_place(tmp_path):
     # The largest model that it is compared with is the smallest of the course, to save time.
     models = [f"base_model={folder}", "large_model=pocket/s"]
     process = course(
-        "run", "01", *settings(NOTEBOOKS[:1], *models, "NUM_EXAMPLES=64"), build=tmp_path
+        "run",
+        "01",
+        *settings(NOTEBOOKS[:1], *models, "NUM_EXAMPLES=64"),
+        build=tmp_path,
+        OMP_NUM_THREADS=ALL_CORES,
     )
     assert process.returncode == 0, tail(process)
     executed(tmp_path, NOTEBOOKS[0])
