@@ -89,7 +89,7 @@ def test_plain_template_of_a_tokenizer_without_chat_tokens():
     tokenizer.chat_template = PLAIN_CHAT
     assert end_of_turn(tokenizer) == "<|endoftext|>"
     assert learned_pieces(tokenizer, render_chat(tokenizer, CHAT))[-1] == (
-        "You are welcome.<|endoftext|>"
+        " You are welcome.<|endoftext|>"
     )
 
 

@@ -20,7 +20,7 @@ from course_lib.experiments import (
 )
 from course_lib.experiments.experiment import Items, Ran
 from course_lib.experiments.measures import Written
-from course_lib.inputs.models import frozen_copy
+from course_lib.inputs.models import frozen_copy, load_reward_model
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_the_same_answers_are_scored_by_another_reward_model(course):  # noqa: F
     here = policy_bench.load_bench(course, 6, 3, 0, ("4.1", "SFT"))
     found = rlhf_trials.rescored(here, here.before, 4)
     assert (found.texts == here.before.texts).all() and found.truth is here.before.truth
-    model = reward.load_reward_model(recipes.reward_model(course, 4))
+    model = load_reward_model(recipes.reward_model(course, 4))
     for place in ((0, 0), (2, 5)):
         one = [here.rows[place[0]]["prompt"]], [found.texts[place]]
         score = reward.normalise(model, reward.score_texts(model, here.tokenizer, *one))

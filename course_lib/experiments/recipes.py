@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from course_lib.algorithms import chat, dpo, loop, ppo, reward, sft
 from course_lib.algorithms.dpo import DPOConfig, Pair
@@ -41,8 +39,9 @@ from course_lib.inputs.models import (
     fold_temperature,
     frozen_copy,
     load_model,
+    load_reward_model,
     load_tokenizer,
-    model_path,
+    meta_model,
     num_parameters,
     save_model,
 )
@@ -94,11 +93,7 @@ def pinned(course: Course, model: str) -> str:
 
 def parameters_of(course: Course, base: str) -> int:
     """Parameters of a model by its config alone: nothing is loaded, no memory is taken."""
-    config = AutoConfig.from_pretrained(
-        model_path(base), revision=course.profile.revisions.get(base) or "main"
-    )
-    with torch.device("meta"):
-        return num_parameters(AutoModelForCausalLM.from_config(config))
+    return num_parameters(meta_model(base, course.profile.revisions.get(base)))
 
 
 # ---- supervised fine-tuning --------------------------------------------------------------------
@@ -371,7 +366,7 @@ def ppo_policy(
         if entry.new:
             policy, tokenizer = load_policy(course, start)
             rows = prompts_that_fit(course, policy, tokenizer, "train", PPO_PROMPTS, seed)
-            model = by and reward.load_reward_model(by, course.device)
+            model = by and load_reward_model(by, course.device)
             scorer = Scorer(course, model, tokenizer, rows)
             history = ppo.train_ppo(
                 policy,

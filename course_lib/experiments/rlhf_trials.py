@@ -20,6 +20,7 @@ from course_lib.experiments.experiment import Items, Ran
 from course_lib.experiments.measures import Written, tax
 from course_lib.experiments.policy_bench import Bench
 from course_lib.experiments.recipes import load, load_policy, training_history
+from course_lib.inputs.models import load_reward_model
 from course_lib.inputs.rows import instruction_rows
 from course_lib.kit.results import select
 
@@ -170,7 +171,7 @@ def picks_after_the_peak(along: pd.DataFrame, name: str) -> Interval:
 def rescored(bench: Bench, pool: Written, n: int) -> Written:
     """The same answers, scored by the reward model that learned from `n` prompts."""
     folder = recipes.reward_model(bench.course, n, seed=bench.seed)
-    model = reward.load_reward_model(folder, bench.course.device)
+    model = load_reward_model(folder, bench.course.device)
     asked = [row["prompt"] for row in pool.rows for _ in range(pool.texts.shape[1])]
     scores = reward.score_texts(model, bench.tokenizer, asked, pool.texts.ravel().tolist())
     return replace(pool, proxy=reward.normalise(model, scores).reshape(pool.proxy.shape))

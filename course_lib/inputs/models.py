@@ -11,11 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from course_lib import ROOT, CourseError
+from course_lib.inputs.examine import (
+    ADAPTER,
+    EMBEDDINGS,
+    Shapes,
+    base_of,
+    examine,
+    weight_shapes,
+)
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json")
 MODELS = ROOT / "data" / "models"
 # ChatML. The generation markers say what the assistant wrote, its end of turn included.
 CHATML = (
@@ -26,18 +35,19 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 # For a base tokenizer that has neither a template nor ChatML's tokens: plain words and its own EOS.
+# The blank before an answer is the answer's: many tokenizers make one token of it and the word.
 PLAIN_CHAT = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}Assistant: "
-    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}Assistant:"
+    "{% generation %}{{ ' ' + message['content'] + eos_token }}{% endgeneration %}"
     "{% else %}{{ message['role'].capitalize() + ': ' + message['content'] }}{% endif %}"
-    "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
+    "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
 
 def model_path(name: str) -> str:
     """The folder of `pocket/x` or of a local path; a hub id (`owner/name`) comes back as it is.
 
-    Raises `CourseError` for a pocket model that is not there or a folder that holds no model.
+    Raises `CourseError` for a pocket model that is not there, or what can be neither.
     """
     if name.startswith("pocket/"):
         folder = MODELS / name.removeprefix("pocket/")
@@ -50,11 +60,6 @@ def model_path(name: str) -> str:
         return str(folder)
     path = Path(name).expanduser()
     if path.is_dir():
-        if not any((path / f).is_file() for f in ("config.json", "adapter_config.json")):
-            raise CourseError(
-                f"The model folder {name!r} has no config.json; give a folder in the Hugging Face "
-                "format (config.json, model.safetensors, tokenizer.json)."
-            )
         return str(path)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise CourseError(
@@ -64,16 +69,99 @@ def model_path(name: str) -> str:
     return name
 
 
+def _located(name: str) -> tuple[str, str | None, Shapes]:
+    """Folder or hub id of a model, the folder of the adapter on it (or None), and the shapes of the
+    model's weights, which are unknown ({}) on a hub; the folders are examined."""
+    path = model_path(name)
+    base = model_path(base_of(path))
+    shapes = examine(Path(base)) if Path(base).is_dir() else {}
+    if base == path:
+        return base, None, shapes
+    examine(Path(path))
+    return base, path, shapes
+
+
+def examine_model(name: str, revision: str | None = None) -> None:
+    """Examine a model as a whole before any work: files, tokenizer, names and shapes of weights.
+
+    Raises `CourseError` as `examine` and `check_chat` do, where a weight is missing, unknown or of
+    another shape than the config says, and where the tokenizer has more ids than the model.
+    """
+    base, adapter, shapes = _located(name)
+    most = max(load_tokenizer(name, revision).get_vocab().values())
+    if not shapes:
+        return  # a hub's model is seen when it is loaded
+    model = meta_model(base)
+    wanted = {n: tuple(p.shape) for n, p in model.named_parameters()}  # tied ones once
+    spare = set(model.state_dict()) | {n for n in shapes if n.endswith("rotary_emb.inv_freq")}
+    _refuse(base, set(shapes) - spare, set(wanted) - set(shapes), _differing(shapes, wanted))
+    if most >= shapes[EMBEDDINGS][0]:
+        raise CourseError(
+            f"The tokenizer of {name!r} has ids up to {most}, and the model "
+            f"{shapes[EMBEDDINGS][0]} embeddings; give the tokenizer that it was trained with."
+        )
+    if adapter:
+        from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+
+        found = weight_shapes(Path(adapter), ADAPTER)
+        try:
+            model = get_peft_model(model, PeftConfig.from_pretrained(adapter))
+        except (ValueError, TypeError) as error:
+            raise _hub_error(adapter, error) from error
+        wanted = {n: tuple(p.shape) for n, p in get_peft_model_state_dict(model).items()}
+        unknown, missing = set(found) - set(wanted), set(wanted) - set(found)
+        _refuse(adapter, unknown, missing, _differing(found, wanted))
+
+
+def _differing(found: Shapes, wanted: Shapes) -> set[str]:
+    return {
+        f"{name} {list(found[name])}, not {list(shape)}"
+        for name, shape in wanted.items()
+        if found.get(name, shape) != shape
+    }
+
+
+def _refuse(name: str, unknown: set[str], missing: set[str], differing: set[str]) -> None:
+    """Raise `CourseError` for weights that would be left out, or drawn at random."""
+    found = {"has unknown": unknown, "lacks": missing, "has, in other shapes,": differing}
+    for what, names in found.items():
+        if names:
+            wrapped = min(names).startswith(("_orig_mod.", "module."))
+            inner = "the model inside its wrapper (compiled or parallel), `model._orig_mod` or "
+            inner = inner + "`model.module`," if wrapped else "the model, or correct config.json,"
+            raise CourseError(
+                f"The model {name!r} {what} weights ({len(names)}, such as {min(names)!r}); "
+                f"expected those of its config; save {inner} with `save_pretrained`."
+            )
+
+
+def _check_loaded(name: str, model: torch.nn.Module, info: dict[str, Any]) -> None:
+    """Raise `CourseError` unless every weight was in the files, was used, and is finite."""
+    differing = {str(key[0]) for key in info.get("mismatched_keys", ())}
+    _refuse(name, set(info["unexpected_keys"]), set(info["missing_keys"]), differing)
+    for weight, values in model.named_parameters():
+        if values.is_floating_point() and not values.isfinite().all():
+            raise CourseError(
+                f"The model {name!r} has values in {weight!r} that are not finite; its training "
+                "diverged, or the file was damaged: give another."
+            )
+
+
 def _hub_error(name: str, error: Exception) -> CourseError:
-    text = str(error)
-    if "gated" in text or "401" in text or "403" in text:
+    """A failure of the loader as a sentence, by the kinds of the errors behind it."""
+    from huggingface_hub import errors
+
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and len(causes) < 20:
+        causes.append(cause)
+    offline = errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, CourseError
+    if any(isinstance(cause, errors.GatedRepoError) for cause in causes):
         why = "is gated; accept its terms on its hub page and log in, or choose an ungated model"
-    elif "safetensors" in text:
-        why = "has no model.safetensors, and pickle is not read; convert it, or choose another"
-    elif "connect" in text.lower() or "offline" in text.lower() or "resolve" in text.lower():
+    elif any(isinstance(cause, (*offline, ConnectionError, TimeoutError)) for cause in causes):
         why = "cannot be reached (no network?); the profile 'pocket' works offline"
     else:
-        why = f"cannot be loaded; check the id and the revision ({text.splitlines()[0][:160]})"
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        why = f"cannot be loaded (safetensors only); check the id and the revision ({line[:160]})"
     return CourseError(f"The model {name!r} {why}.")
 
 
@@ -96,27 +184,19 @@ def load_model(
         quantize: None, or "nf4" for bitsandbytes' 4-bit weights (for QLoRA).
 
     Raises:
-        CourseError: no such model, gated, no network, not safetensors, wrong `dtype` or `quantize`.
+        CourseError: no such model, gated, no network, not safetensors, weights that are missing,
+            unknown or not finite, wrong `dtype` or `quantize`.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     if quantize not in (None, "nf4"):
         raise CourseError(f"quantize is {quantize!r}; expected None or 'nf4'.")
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise CourseError(f"dtype is {dtype!r}; expected 'float32', 'bfloat16' or 'float16'.")
-    path = model_path(name)
-    if (Path(path) / "adapter_config.json").is_file():
-        return _load_adapter(path, dtype=dtype, device=device, quantize=quantize)
-    options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": False}
-    if quantize:
-        options["quantization_config"] = _nf4(getattr(torch, dtype))
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, revision=revision or "main", local_files_only=path != name or None, **options
-        )
-    except (OSError, ValueError) as error:
-        raise _hub_error(name, error) from error
+    path, adapter, _ = _located(name)
+    options = {"dtype": getattr(torch, dtype), "revision": revision or "main"}
+    quantized = {"quantization_config": _nf4(getattr(torch, dtype))} if quantize else {}
+    model = _from_files("AutoModelForCausalLM", path, **options, **quantized)
     # On CPUs with AVX512-BF16 an eval-mode forward repacks 4-bit weights in place for inference;
     # gradients are then missing or wrong, even after .train(), and nothing says so.
     for layer in _layers_4bit(model).values():
@@ -125,7 +205,56 @@ def load_model(
         _whole_blocks(model, path, options)
     if device and not quantize:
         model = model.to(device)
-    return model.eval()
+    return (_with_adapter(model, adapter) if adapter else model).eval()
+
+
+def _from_files(kind: str, path: str, **options: Any) -> PreTrainedModel:
+    """A model of one of transformers' auto classes, every weight of it from safetensors."""
+    import transformers
+
+    options |= {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    try:
+        model, info = getattr(transformers, kind).from_pretrained(
+            path,
+            local_files_only=Path(path).is_dir() or None,
+            ignore_mismatched_sizes=True,  # `_check_loaded` names them
+            **options,
+        )
+    except (OSError, ValueError) as error:
+        raise _hub_error(path, error) from error
+    _check_loaded(path, model, info)
+    return model
+
+
+def load_reward_model(folder: str | Path, device: str | None = None) -> torch.nn.Module:
+    """Load what `save_model` wrote of a reward model, with its normalisation, in eval mode."""
+    if not (Path(folder) / "config.json").is_file():
+        raise CourseError(
+            f"The reward model's folder {str(folder)!r} has no config.json; expected one that "
+            "`save_model` wrote; train one with `train_reward`."
+        )
+    weight_shapes(Path(folder))
+    model = _from_files("AutoModelForSequenceClassification", str(folder), num_labels=1)
+    return model.to(device or "cpu").eval()
+
+
+def meta_model(name: str, revision: str | None = None) -> PreTrainedModel:
+    """A model by its config alone, of the same names and shapes: no weights, no memory."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from course_lib.algorithms.logprobs import check_architecture
+
+    path = _located(name)[0]
+    try:
+        config = AutoConfig.from_pretrained(
+            path, revision=revision or "main", trust_remote_code=False
+        )
+        check_architecture(config)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise _hub_error(name, error) from error
 
 
 def _nf4(dtype: torch.dtype):
@@ -146,7 +275,6 @@ def _whole_blocks(model: PreTrainedModel, path: str, options: dict[str, Any]) ->
     default) goes over the end of a row: an error of a quarter of the weights in place of 9%.
     """
     import bitsandbytes
-    from transformers import AutoModelForCausalLM
 
     odd = {n: layer for n, layer in _layers_4bit(model).items() if layer.in_features % 64}
     if not odd:
@@ -157,8 +285,7 @@ def _whole_blocks(model: PreTrainedModel, path: str, options: dict[str, Any]) ->
                 f"The model {path!r} has layers of width {layer.in_features}; 4-bit weights on a "
                 "CPU need multiples of 32; choose a model such as 'pocket/m', or quantize=None."
             )
-    options = options | {"quantization_config": None}
-    plain = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **options)
+    plain = _from_files("AutoModelForCausalLM", path, **options)
     for name, layer in odd.items():
         weight = plain.get_submodule(name).weight.data
         layer.weight = bitsandbytes.nn.Params4bit(
@@ -166,34 +293,51 @@ def _whole_blocks(model: PreTrainedModel, path: str, options: dict[str, Any]) ->
         ).to("cpu")
 
 
-def _load_adapter(path: str, **options: Any):
-    """The base model that the adapter in `path` names, with the adapter."""
-    from peft import PeftConfig, PeftModel
+def _with_adapter(model: PreTrainedModel, folder: str):
+    """The base model with the adapter in `folder`, every weight of which has found its place."""
+    from peft import PeftModel, get_peft_model_state_dict
 
-    base = PeftConfig.from_pretrained(path).base_model_name_or_path
-    return PeftModel.from_pretrained(load_model(base, **options), path).eval()
+    model = PeftModel.from_pretrained(model, folder, torch_device=str(model.device))
+    saved, used = set(weight_shapes(Path(folder), ADAPTER)), set(get_peft_model_state_dict(model))
+    info = {"missing_keys": used - saved, "unexpected_keys": saved - used}
+    _check_loaded(folder, model, info)
+    return model
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of `name`; give it a pad token and a chat template where it has none.
 
-    The pad token may then equal EOS: no mask in this library is ever made from the pad id.
+    An adapter's folder without a tokenizer takes that of its base model; of several chat templates
+    the one named "default" is taken. The pad token may equal EOS: no mask in this library is ever
+    made from the pad id. Raises `CourseError` where it cannot be read, or as `check_chat` does.
     """
     from transformers import AutoTokenizer
 
+    from course_lib.algorithms.chat import check_chat
+
     path = model_path(name)
+    if not any((Path(path) / file).is_file() for file in TOKENIZER):
+        path = model_path(base_of(path))
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=revision or "main", trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
-        raise _hub_error(name, error) from error
+    except Exception as error:  # a damaged tokenizer.json raises no class of its own
+        raise _hub_error(path, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if isinstance(templates := tokenizer.chat_template, dict):
+        if "default" not in templates:
+            raise CourseError(
+                f"The tokenizer of {name!r} has the chat templates {', '.join(templates)} and none "
+                "named 'default'; name the one to use so."
+            )
+        tokenizer.chat_template = templates["default"]
     if tokenizer.chat_template is None:
         vocab = tokenizer.get_vocab()
         has_chatml = "<|im_start|>" in vocab and "<|im_end|>" in vocab
         tokenizer.chat_template = CHATML if has_chatml else PLAIN_CHAT
+    check_chat(tokenizer)
     return tokenizer
 
 

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from course_lib import ROOT, CourseError, check_checkout
 from course_lib.core.checks import check_choice
 from course_lib.core.offline import available_memory_gb
+from course_lib.inputs.examine import base_of
+from course_lib.inputs.models import examine_model, model_path
 
 FOLDER = ROOT / "data" / "profiles"
 PROFILES = ("pocket", "laptop", "gpu")
@@ -59,7 +61,7 @@ def is_override(name: str) -> bool:
 
 
 def apply_overrides(profile: Profile, overrides: dict[str, str]) -> Profile:
-    """The profile with models, data folders, device or dtype replaced, each one checked.
+    """The profile with models, data folders, device or dtype replaced, each one checked as a whole.
 
     A new base model also takes every role that the old one had, and has no early snapshots.
     """
@@ -70,47 +72,45 @@ def apply_overrides(profile: Profile, overrides: dict[str, str]) -> Profile:
             check_choice(f"The part before _data in {name!r}", role, tuple(profile.data))
             if not Path(value).expanduser().is_dir():
                 raise CourseError(f"{name} is {value!r}, which is no folder; check the path.")
-            changed.data[role] = str(Path(value).expanduser().resolve())
+            changed.data[role] = absolute(value)
         elif kind == "model":
-            path = check_model(name, str(value), profile.offline)
+            check_model(name, str(value), profile.offline)
             if role == "base":
                 changed.early = []
                 same = [r for r, m in profile.models.items() if m == profile.models["base"]]
                 new_roles = [r for r in same if f"{r}_model" not in overrides]
-                changed.models.update(dict.fromkeys(new_roles, path))
-            changed.models[role] = path
+                changed.models.update(dict.fromkeys(new_roles, absolute(value)))
+            changed.models[role] = absolute(value)
         else:
             choices = {"device": ("cpu", "cuda", "mps"), "dtype": ("float32", "bfloat16")}
             check_choice(name, value, choices[name])
             setattr(changed, name, value)
+    for model in {m for m in changed.models.values() if m not in profile.models.values()}:
+        examine_model(model)
     return changed
 
 
-def check_model(name: str, value: str, offline: bool) -> str:
-    """A model setting as an absolute folder, `pocket/x` or hub id; `CourseError` if it is none."""
-    if value.startswith("pocket/"):
-        return value
+def absolute(value: str) -> str:
+    """A folder by its full path, since a notebook works in another one; any other value as it is.
+
+    `pocket/m` is the shipped model, whatever lies in a folder of that name.
+    """
     folder = Path(value).expanduser()
-    if not folder.is_dir():
-        if not offline and re.fullmatch(r"[\w.-]+/[\w.-]+", value):
-            return value
+    is_folder = folder.is_dir() and not value.startswith("pocket/")
+    return str(folder.resolve()) if is_folder else value
+
+
+def check_model(name: str, value: str, offline: bool) -> None:
+    """Raise `CourseError` where a model setting is no folder, shipped model or, online, hub id."""
+    if value.startswith("pocket/") or Path(value).expanduser().is_dir():
+        if (base := base_of(model_path(value))) != model_path(value):
+            check_model(f"The base model of the adapter {value}", base, offline)
+    elif offline or not re.fullmatch(r"[\w.-]+/[\w.-]+", value):
         hint = "the profile 'pocket' takes no hub ids" if offline else "or a hub id 'owner/name'"
         raise CourseError(
             f"{name} is {value!r}, which is no folder; expected a model folder with config.json, "
             f"*.safetensors and a tokenizer ({hint})."
         )
-    needed = {
-        "config.json": ["config.json", "adapter_config.json"],
-        "*.safetensors (pickles are never read)": ["*.safetensors"],
-        "a tokenizer (tokenizer.json)": ["tokenizer.json", "tokenizer.model", "vocab.json"],
-    }
-    for what, patterns in needed.items():
-        if not any(next(folder.glob(p), None) for p in patterns):
-            raise CourseError(
-                f"{name} is {value!r}, which holds no {what}; give a folder that "
-                "`save_pretrained` wrote for model and tokenizer."
-            )
-    return str(folder.resolve())
 
 
 def check_machine(profile: Profile) -> None:
@@ -123,6 +123,11 @@ def check_machine(profile: Profile) -> None:
             f"The profile {profile.name!r} needs {profile.memory_gb:g} GB of free memory and "
             f"{have:.1f} GB are free; {remedy}."
         )
+    if profile.device == "mps":
+        import torch
+
+        if not torch.backends.mps.is_available():
+            raise CourseError("device is 'mps', which torch does not see here; use device=cpu.")
     if profile.device == "cuda":
         import torch
 

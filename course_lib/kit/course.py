@@ -16,10 +16,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from course_lib.core.cache import build_dir, write_text
+from course_lib.core.cache import NOTE, RUN, build_dir, stage_key, write_text
 from course_lib.core.checks import check_choice, check_value
 from course_lib.core.machine import keep_freed_memory, peak_memory_gb
 from course_lib.core.offline import allow_network, block_network, silence
+from course_lib.inputs.examine import base_of
 from course_lib.inputs.models import load_model, load_tokenizer
 from course_lib.inputs.profiles import (
     EFFORTS,
@@ -29,6 +30,7 @@ from course_lib.inputs.profiles import (
     is_override,
     load_profile,
 )
+from course_lib.kit.claims import CLAIMS
 from course_lib.kit.results import Results, committed, select
 
 FULL_SEEDS = 5
@@ -77,13 +79,15 @@ class Course:
 
     @property
     def build(self) -> Path:
-        """Where this run writes."""
-        return build_dir()
+        """Where this run writes: a folder of its own, by its parameters; `course run` names it."""
+        key = stage_key("", self.parameters, [self.profile.model_dump()], "")[:8]
+        name = f"{self.notebook}-{self.profile.name}-{self.effort}-{key}"
+        return Path(os.environ.get(RUN) or build_dir() / "lab" / name)
 
     @property
     def context(self) -> int:
         """Tokens that fit: the profile's, or fewer where the base model's folder says so."""
-        config = Path(self.model("base")) / "config.json"
+        config = Path(base_of(self.model("base"))) / "config.json"
         if not config.is_file():
             return self.profile.context
         most = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
@@ -125,7 +129,7 @@ class Course:
             "seconds": round(time.perf_counter() - self.started, 1),
             "peak_memory_gb": round(peak_memory_gb(), 2),
         }
-        write_text(self.build / "runs" / f"{self.notebook}.json", json.dumps(note, indent=1))
+        write_text(self.build / NOTE, json.dumps(note, indent=1))
 
 
 def setup(
@@ -166,7 +170,9 @@ def setup(
     np.random.seed(SEED)
     torch.manual_seed(SEED)
     torch.set_num_threads(min(torch.get_num_threads(), MAX_THREADS))
-    return Course(notebook, profile, EFFORT, SEED, values, Results(notebook, EFFORT))
+    course = Course(notebook, profile, EFFORT, SEED, values, Results(notebook, EFFORT))
+    (course.build / CLAIMS).unlink(missing_ok=True)  # a session begins with no claims of another
+    return course
 
 
 def committed_course(notebook: str, effort: str, knobs: dict[str, Any]) -> Course:

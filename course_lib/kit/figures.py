@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from course_lib import CourseError
-from course_lib.core.cache import build_dir, figures_dir, write_text
+from course_lib.core.cache import figures_dir, write_text
 from course_lib.core.stats import prediction_interval, t_interval
 from course_lib.kit.results import committed, select
 
@@ -204,7 +204,7 @@ def save_figure(
 
     The JSON holds what is behind the figure: data, seeds, parameters, versions. Saving twice gives
     the same bytes. figures/ holds what `course figures` draws from committed results; any other run
-    writes to build/figures/<profile>, so that it leaves the checkout as it is.
+    writes to a folder of its own in build/, so that it leaves the checkout as it is.
 
     Args:
         name: like "01_answers": the notebook, then words in lower case.
@@ -233,7 +233,7 @@ def save_figure(
         # through pandas' writer, which knows numpy's types and rounds the same on every machine
         "data": json.loads(data.to_json(orient="records", double_precision=6)),
     }
-    folder = figures_dir() if course.replay else build_dir() / "figures" / course.profile.name
+    folder = figures_dir() if course.replay else course.build / "figures"
     text = json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n"
     write_text(folder / f"{name}.json", text)  # also makes the folder
     about, png = {"Title": caption, "Description": alt}, io.BytesIO()
