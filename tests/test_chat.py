@@ -9,6 +9,7 @@ from tiny import CHAT, QWEN_TEMPLATE, SMOL_TEMPLATE, tiny
 from course_lib import CourseError
 from course_lib.algorithms import chat
 from course_lib.algorithms.chat import (
+    PLAIN_CHAT,
     batches,
     collate,
     end_of_turn,
@@ -19,7 +20,6 @@ from course_lib.algorithms.chat import (
     show_tokens,
     stop_ids,
 )
-from course_lib.inputs.models import PLAIN_CHAT
 
 LEARNED = [
     "<calc>37 * 46</calc><|im_end|>",

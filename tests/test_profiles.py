@@ -4,11 +4,13 @@ import json
 import os
 import platform
 import re
+import shutil
 import socket
 import subprocess
 import sys
 
 import pytest
+from tiny import tiny_folder
 
 from course_lib import CourseError
 from course_lib.core import offline
@@ -29,10 +31,7 @@ def restore(tmp_path, monkeypatch):
 
 
 def model_folder(path, *, leave_out=""):
-    path.mkdir()
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        if name != leave_out:
-            (path / name).write_text('{"max_position_embeddings": 128}', encoding="utf-8")
+    shutil.copytree(tiny_folder("smollm2"), path, ignore=lambda *_: [leave_out])
     return path
 
 
@@ -96,7 +95,7 @@ def test_new_base_takes_the_old_ones_roles(tmp_path, monkeypatch):
     course = setup(notebook="01")
     assert course.model("base") == course.model("medium") == str(folder.resolve())
     assert course.model("small") == "pocket/s" and course.models("early") == []
-    assert course.revision() is None and course.context == 128
+    assert course.revision() is None and course.context == 256
 
 
 def test_hub_ids_only_where_there_is_a_network():

@@ -22,6 +22,22 @@ Message = dict[str, str]
 Row = dict[str, list[int]]  # "input_ids" and "completion_mask", of the same length
 CALL = re.compile(r"<(\w+)>(.*?)</\1>\s*$", re.DOTALL)  # a tool call ends the assistant's turn
 
+# ChatML. The generation markers say what the assistant wrote, its end of turn included.
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# For a base tokenizer that has neither a template nor ChatML's tokens: plain words and its own EOS.
+# The blank before an answer is the answer's: many tokenizers make one token of it and the word.
+PLAIN_CHAT = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}Assistant:"
+    "{% generation %}{{ ' ' + message['content'] + eos_token }}{% endgeneration %}"
+    "{% else %}{{ message['role'].capitalize() + ': ' + message['content'] }}{% endif %}"
+    "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
 # What a chat template has to write: a system message, and a sum done with a tool.
 PROBES = [
     [("system", "Be brief."), ("user", "Why?"), ("assistant", "So it is.")],

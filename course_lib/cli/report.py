@@ -2,7 +2,6 @@
 
 import base64
 import html
-import json
 from pathlib import Path
 
 from nbconvert import HTMLExporter
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from course_lib import ROOT
 from course_lib.cli.run import Outcome, Plan
-from course_lib.core.cache import write_text
+from course_lib.core.cache import read_json, write_text
 from course_lib.core.machine import describe
 from course_lib.core.stats import Interval, prediction_interval
 from course_lib.kit import tables
@@ -145,7 +144,7 @@ def _notebook_table(plan: Plan, outcomes: list[Outcome]) -> str:
 
 
 def _figure(path: Path) -> str:
-    words = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    words = read_json(path.with_suffix(".json"))
     image = base64.b64encode(path.read_bytes()).decode()
     return (
         f'<figure><img alt="{html.escape(words["alt"])}" src="data:image/png;base64,{image}">'

@@ -119,7 +119,10 @@ def make_plan(
     check_machine(described)
     jobs = jobs_for(described, len(notebooks)) if jobs is None else jobs
     check_value("--jobs", jobs, (1, 64), 1)
-    overrides = {name: absolute(value) for name, value in overrides.items()}
+    overrides = {
+        name: absolute(value) if name.endswith(("_model", "_data")) else value
+        for name, value in overrides.items()
+    }
     changed = overrides | {name: v for values in own.values() for name, v in values.items()}
     shared = {"PROFILE": profile, "EFFORT": effort, "SEED": seed}
     parameters = {number: shared | values for number, values in own.items()}

@@ -29,7 +29,7 @@ def examine(folder: Path) -> Shapes:
     if config.get(key) not in known:
         raise CourseError(
             f"The model folder {folder} is of type {config.get(key)!r}; expected one of "
-            f"{', '.join(known)}: LoRA on, or a model such as, SmolLM2 or Qwen3."
+            f"{', '.join(known)}{'' if adapter else ', such as SmolLM2 or Qwen3'}."
         )
     if (folder / "tokenizer_config.json").is_file():
         read_object(folder / "tokenizer_config.json")
@@ -54,13 +54,13 @@ def read_object(path: Path) -> dict[str, Any]:
             "`save_pretrained` wrote for model and tokenizer."
         )
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CourseError(f"The file {path} is no JSON ({error}); restore it.") from None
-    if not isinstance(found, dict) or "auto_map" in found:
+        found = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise CourseError(f"The file {path} is no JSON object ({error}); restore it.") from None
+    if "auto_map" in found:
         raise CourseError(
-            f"The file {path} names code of its own (auto_map), which is never run, or is no "
-            f"object; expected a model of {', '.join(ARCHITECTURES)} without code."
+            f"The file {path} names code of its own (auto_map), which is never run; expected a "
+            f"model of {', '.join(ARCHITECTURES)} without code."
         )
     return found
 

@@ -7,18 +7,12 @@ inside the functions, so that the command line starts fast.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from course_lib import ROOT, CourseError
-from course_lib.inputs.examine import (
-    ADAPTER,
-    EMBEDDINGS,
-    Shapes,
-    base_of,
-    examine,
-    weight_shapes,
-)
+from course_lib.inputs.examine import EMBEDDINGS, Shapes, base_of, examine, read_object
 
 if TYPE_CHECKING:
     import torch
@@ -26,22 +20,6 @@ if TYPE_CHECKING:
 
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json")
 MODELS = ROOT / "data" / "models"
-# ChatML. The generation markers say what the assistant wrote, its end of turn included.
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
-    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-# For a base tokenizer that has neither a template nor ChatML's tokens: plain words and its own EOS.
-# The blank before an answer is the answer's: many tokenizers make one token of it and the word.
-PLAIN_CHAT = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}Assistant:"
-    "{% generation %}{{ ' ' + message['content'] + eos_token }}{% endgeneration %}"
-    "{% else %}{{ message['role'].capitalize() + ': ' + message['content'] }}{% endif %}"
-    "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
-)
 
 
 def model_path(name: str) -> str:
@@ -93,52 +71,47 @@ def examine_model(name: str, revision: str | None = None) -> None:
         return  # a hub's model is seen when it is loaded
     model = meta_model(base)
     wanted = {n: tuple(p.shape) for n, p in model.named_parameters()}  # tied ones once
-    spare = set(model.state_dict()) | {n for n in shapes if n.endswith("rotary_emb.inv_freq")}
-    _refuse(base, set(shapes) - spare, set(wanted) - set(shapes), _differing(shapes, wanted))
+    spare = {n for n in shapes if n in model.state_dict() or n.endswith("rotary_emb.inv_freq")}
+    _compare(base, shapes, wanted, spare)
     if most >= shapes[EMBEDDINGS][0]:
         raise CourseError(
             f"The tokenizer of {name!r} has ids up to {most}, and the model "
             f"{shapes[EMBEDDINGS][0]} embeddings; give the tokenizer that it was trained with."
         )
     if adapter:
-        from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
-
-        found = weight_shapes(Path(adapter), ADAPTER)
-        try:
-            model = get_peft_model(model, PeftConfig.from_pretrained(adapter))
-        except (ValueError, TypeError) as error:
-            raise _hub_error(adapter, error) from error
-        wanted = {n: tuple(p.shape) for n, p in get_peft_model_state_dict(model).items()}
-        unknown, missing = set(found) - set(wanted), set(wanted) - set(found)
-        _refuse(adapter, unknown, missing, _differing(found, wanted))
+        _compare(adapter, examine(Path(adapter)), _adapter_shapes(model, adapter))
 
 
-def _differing(found: Shapes, wanted: Shapes) -> set[str]:
-    return {
-        f"{name} {list(found[name])}, not {list(shape)}"
-        for name, shape in wanted.items()
-        if found.get(name, shape) != shape
-    }
+def _adapter_shapes(model: PreTrainedModel, folder: str) -> Shapes:
+    """The weights that the adapter in `folder` needs on `model`, which is wrapped for it."""
+    from peft import PeftConfig, PeftModelForCausalLM, get_peft_model_state_dict
+
+    try:
+        model = PeftModelForCausalLM(model, PeftConfig.from_pretrained(folder))
+        weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    except (ValueError, TypeError) as error:
+        raise _hub_error(folder, error) from error
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
 
 
-def _refuse(name: str, unknown: set[str], missing: set[str], differing: set[str]) -> None:
+def _compare(name: str, found: Shapes, wanted: Shapes, spare: Iterable[str] = ()) -> None:
     """Raise `CourseError` for weights that would be left out, or drawn at random."""
-    found = {"has unknown": unknown, "lacks": missing, "has, in other shapes,": differing}
-    for what, names in found.items():
+    both = set(found) & set(wanted)
+    other = [f"{n}: {found[n]}, by the config {wanted[n]}" for n in both if found[n] != wanted[n]]
+    faults = {"has unknown weights": set(found) - set(wanted) - set(spare)}
+    faults |= {"lacks weights": set(wanted) - both, "has weights of another shape": other}
+    for what, names in faults.items():
         if names:
-            wrapped = min(names).startswith(("_orig_mod.", "module."))
-            inner = "the model inside its wrapper (compiled or parallel), `model._orig_mod` or "
-            inner = inner + "`model.module`," if wrapped else "the model, or correct config.json,"
+            remedy = "copy the folder again, or correct its config (an adapter's: its base model)"
+            if min(names).startswith(("_orig_mod.", "module.")):
+                remedy = "save the model inside the wrapper: `model._orig_mod`, or `model.module`"
             raise CourseError(
-                f"The model {name!r} {what} weights ({len(names)}, such as {min(names)!r}); "
-                f"expected those of its config; save {inner} with `save_pretrained`."
+                f"The model {name!r} {what} ({len(names)}, such as {min(names)!r}), which would be "
+                f"left out or drawn at random; expected those of its architecture; {remedy}."
             )
 
 
-def _check_loaded(name: str, model: torch.nn.Module, info: dict[str, Any]) -> None:
-    """Raise `CourseError` unless every weight was in the files, was used, and is finite."""
-    differing = {str(key[0]) for key in info.get("mismatched_keys", ())}
-    _refuse(name, set(info["unexpected_keys"]), set(info["missing_keys"]), differing)
+def _check_finite(name: str, model: torch.nn.Module) -> None:
     for weight, values in model.named_parameters():
         if values.is_floating_point() and not values.isfinite().all():
             raise CourseError(
@@ -194,9 +167,9 @@ def load_model(
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise CourseError(f"dtype is {dtype!r}; expected 'float32', 'bfloat16' or 'float16'.")
     path, adapter, _ = _located(name)
-    options = {"dtype": getattr(torch, dtype), "revision": revision or "main"}
+    options = {"dtype": getattr(torch, dtype), "revision": revision}
     quantized = {"quantization_config": _nf4(getattr(torch, dtype))} if quantize else {}
-    model = _from_files("AutoModelForCausalLM", path, **options, **quantized)
+    model = _read_weights("AutoModelForCausalLM", path, **options, **quantized)
     # On CPUs with AVX512-BF16 an eval-mode forward repacks 4-bit weights in place for inference;
     # gradients are then missing or wrong, even after .train(), and nothing says so.
     for layer in _layers_4bit(model).values():
@@ -205,56 +178,57 @@ def load_model(
         _whole_blocks(model, path, options)
     if device and not quantize:
         model = model.to(device)
-    return (_with_adapter(model, adapter) if adapter else model).eval()
+    if adapter:
+        from peft import PeftModel
+
+        _compare(adapter, examine(Path(adapter)), _adapter_shapes(meta_model(path), adapter))
+        model = PeftModel.from_pretrained(model, adapter, torch_device=str(model.device))
+        _check_finite(adapter, model)
+    return model.eval()
 
 
-def _from_files(kind: str, path: str, **options: Any) -> PreTrainedModel:
-    """A model of one of transformers' auto classes, every weight of it from safetensors."""
+def _read(kind: str, path: str, revision: str | None = None, **options: Any) -> Any:
+    """What one of transformers' auto classes makes of a folder or hub id: the one door."""
     import transformers
 
-    options |= {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    options |= {"trust_remote_code": False, "local_files_only": Path(path).is_dir() or None}
     try:
-        model, info = getattr(transformers, kind).from_pretrained(
-            path,
-            local_files_only=Path(path).is_dir() or None,
-            ignore_mismatched_sizes=True,  # `_check_loaded` names them
-            **options,
+        return getattr(transformers, kind).from_pretrained(
+            path, revision=revision or "main", **options
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged tokenizer.json raises no class of its own
         raise _hub_error(path, error) from error
-    _check_loaded(path, model, info)
+
+
+def _read_weights(kind: str, path: str, **options: Any) -> PreTrainedModel:
+    """A model, every weight of it from safetensors, none left out and none drawn."""
+    options |= {"use_safetensors": True, "output_loading_info": True}
+    model, info = _read(kind, path, ignore_mismatched_sizes=True, **options)
+    shapes = {key: (tuple(read), tuple(made)) for key, read, made in info["mismatched_keys"]}
+    found = dict.fromkeys(info["unexpected_keys"], ()) | {k: v[0] for k, v in shapes.items()}
+    wanted = dict.fromkeys(info["missing_keys"], ()) | {k: v[1] for k, v in shapes.items()}
+    _compare(path, found, wanted)
+    _check_finite(path, model)
     return model
 
 
 def load_reward_model(folder: str | Path, device: str | None = None) -> torch.nn.Module:
     """Load what `save_model` wrote of a reward model, with its normalisation, in eval mode."""
-    if not (Path(folder) / "config.json").is_file():
-        raise CourseError(
-            f"The reward model's folder {str(folder)!r} has no config.json; expected one that "
-            "`save_model` wrote; train one with `train_reward`."
-        )
-    weight_shapes(Path(folder))
-    model = _from_files("AutoModelForSequenceClassification", str(folder), num_labels=1)
+    examine(Path(folder))
+    model = _read_weights("AutoModelForSequenceClassification", str(folder), num_labels=1)
     return model.to(device or "cpu").eval()
 
 
 def meta_model(name: str, revision: str | None = None) -> PreTrainedModel:
     """A model by its config alone, of the same names and shapes: no weights, no memory."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from course_lib.algorithms.logprobs import check_architecture
 
-    path = _located(name)[0]
-    try:
-        config = AutoConfig.from_pretrained(
-            path, revision=revision or "main", trust_remote_code=False
-        )
-        check_architecture(config)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, TypeError) as error:
-        raise _hub_error(name, error) from error
+    check_architecture(config := _read("AutoConfig", _located(name)[0], revision))
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def _nf4(dtype: torch.dtype):
@@ -285,23 +259,12 @@ def _whole_blocks(model: PreTrainedModel, path: str, options: dict[str, Any]) ->
                 f"The model {path!r} has layers of width {layer.in_features}; 4-bit weights on a "
                 "CPU need multiples of 32; choose a model such as 'pocket/m', or quantize=None."
             )
-    plain = _from_files("AutoModelForCausalLM", path, **options)
+    plain = _read_weights("AutoModelForCausalLM", path, **options)
     for name, layer in odd.items():
         weight = plain.get_submodule(name).weight.data
         layer.weight = bitsandbytes.nn.Params4bit(
             weight, blocksize=32, quant_type="nf4", module=layer
         ).to("cpu")
-
-
-def _with_adapter(model: PreTrainedModel, folder: str):
-    """The base model with the adapter in `folder`, every weight of which has found its place."""
-    from peft import PeftModel, get_peft_model_state_dict
-
-    model = PeftModel.from_pretrained(model, folder, torch_device=str(model.device))
-    saved, used = set(weight_shapes(Path(folder), ADAPTER)), set(get_peft_model_state_dict(model))
-    info = {"missing_keys": used - saved, "unexpected_keys": saved - used}
-    _check_loaded(folder, model, info)
-    return model
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -311,19 +274,14 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     the one named "default" is taken. The pad token may equal EOS: no mask in this library is ever
     made from the pad id. Raises `CourseError` where it cannot be read, or as `check_chat` does.
     """
-    from transformers import AutoTokenizer
-
-    from course_lib.algorithms.chat import check_chat
+    from course_lib.algorithms.chat import CHATML, PLAIN_CHAT, check_chat
 
     path = model_path(name)
     if not any((Path(path) / file).is_file() for file in TOKENIZER):
         path = model_path(base_of(path))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, revision=revision or "main", trust_remote_code=False
-        )
-    except Exception as error:  # a damaged tokenizer.json raises no class of its own
-        raise _hub_error(path, error) from error
+        if Path(path).is_dir():
+            read_object(Path(path) / TOKENIZER[0])
+    tokenizer = _read("AutoTokenizer", path, revision)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if isinstance(templates := tokenizer.chat_template, dict):

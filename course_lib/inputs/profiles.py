@@ -1,5 +1,6 @@
 """Profiles: what a notebook runs on, checked, with parts replaced where a user asks for it."""
 
+import os
 import re
 from pathlib import Path
 from typing import Protocol
@@ -85,16 +86,13 @@ def apply_overrides(profile: Profile, overrides: dict[str, str]) -> Profile:
             choices = {"device": ("cpu", "cuda", "mps"), "dtype": ("float32", "bfloat16")}
             check_choice(name, value, choices[name])
             setattr(changed, name, value)
-    for model in {m for m in changed.models.values() if m not in profile.models.values()}:
-        examine_model(model)
+    for folder in {m for m in changed.models.values() if os.path.isdir(m)}:
+        examine_model(folder)
     return changed
 
 
 def absolute(value: str) -> str:
-    """A folder by its full path, since a notebook works in another one; any other value as it is.
-
-    `pocket/m` is the shipped model, whatever lies in a folder of that name.
-    """
+    """A folder by its full path, since a notebook works in another one; else the value."""
     folder = Path(value).expanduser()
     is_folder = folder.is_dir() and not value.startswith("pocket/")
     return str(folder.resolve()) if is_folder else value

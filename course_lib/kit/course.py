@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from course_lib.core.cache import NOTE, RUN, build_dir, stage_key, write_text
+from course_lib.core.cache import NOTE, RUN, build_dir, read_json, stage_key, write_text
 from course_lib.core.checks import check_choice, check_value
 from course_lib.core.machine import keep_freed_memory, peak_memory_gb
 from course_lib.core.offline import allow_network, block_network, silence
@@ -90,7 +90,7 @@ class Course:
         config = Path(base_of(self.model("base"))) / "config.json"
         if not config.is_file():
             return self.profile.context
-        most = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
+        most = read_json(config).get("max_position_embeddings")
         return min(self.profile.context, most or self.profile.context)
 
     def model(self, role: str = "base") -> str:
