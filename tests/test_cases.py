@@ -17,7 +17,7 @@ import nbformat
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_run import CLAIM, write_stub
+from test_run import write_stub
 from tiny import CHAT, QWEN_TEMPLATE, SMOL_TEMPLATE
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -357,10 +357,9 @@ def test_4_5_prompts_begin_their_rows_and_masks_equal_the_answers(kind, name):
 
 def test_5_a_template_that_changes_an_answer_is_refused():
     tokenizer = tokenizer_of("bytes")
-    tokenizer.chat_template = CHATML.replace(
-        "message['content'] + '<|im_end|>' }}{% endgen",
-        ("message['content'][:5] + '<|im_end|>' }}{% endgen"),
-    )
+    said = "message['content'] + '<|im_end|>' }}{% endgen"
+    changed = said.replace("['content']", "['content'] | replace('1702', '')")
+    tokenizer.chat_template = CHATML.replace(said, changed)
     with pytest.raises(CourseError, match="does not write the answer"):
         render_chat(tokenizer, CHAT)
 
@@ -432,7 +431,7 @@ def test_2_content_and_not_the_path_decides_what_was_done_before(folder, tmp_pat
 
     seen = [run_of()]
     assert run_of() == run_of(Path(shutil.copytree(folder, tmp_path / "copy"))) == seen[0]
-    template(CHATML + " ")(folder)
+    template("{# another #}" + CHATML)(folder)
     seen.append(run_of())
     rename(lambda weights: {n: w * 1.5 for n, w in weights.items()})(folder)
     seen.append(run_of())
@@ -447,18 +446,21 @@ def test_2_content_and_not_the_path_decides_what_was_done_before(folder, tmp_pat
 
 def test_6_a_relative_build_folder_is_the_users_and_no_claims_is_not_done(tmp_path):
     notebooks = tmp_path / "notebooks"
-    write_stub(notebooks, "01", CLAIM.format(number="1"))
+    write_stub(
+        notebooks, "01", "import os; assert os.path.isabs(os.environ['COURSE_BUILD'])", plain=True
+    )
     silent = nbformat.read(write_stub(notebooks, "02", plain=True), as_version=4)
     silent.cells = silent.cells[:-1]
     nbformat.write(silent, notebooks / "02_stub.ipynb")
-    command = [sys.executable, "-m", "course_lib.cli.main", "run", "--jobs", "1"]
+    command = [sys.executable, "-m", "course_lib.cli.main", "run", "--jobs", "2"]
     env = os.environ | {"COURSE_BUILD": "mine", "COURSE_NOTEBOOKS": "notebooks"}
     options = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True, "timeout": 240}
     done = subprocess.run(command, **options, check=False)
-    assert done.returncode == 1 and "left no claims" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 1 and "01_stub: done in" in done.stdout, done.stdout + done.stderr
+    assert "02_stub.ipynb ran to its end and left no claims" in done.stdout
     left = {path.name for path in (tmp_path / "mine").rglob("*") if path.is_file()}
-    assert {"claims.json", "01_live.csv", "note.json", "outcome.json", "report.html"} <= left
-    assert not list(notebooks.rglob("*.json"))
+    assert {"claims.json", "outcome.json", "01_stub.ipynb", "report.html"} <= left
+    assert len(list(notebooks.iterdir())) == 2
 
 
 def test_7_37_a_number_means_the_courses_own_notebook(tmp_path):
