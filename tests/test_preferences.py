@@ -13,6 +13,7 @@ from test_recipes import course, folder  # noqa: F401  a tiny base model
 from tiny import tiny
 
 from course_lib.algorithms import dpo, reward
+from course_lib.core.cache import cache_dir
 from course_lib.experiments import preferences, recipes, reward_trials
 from course_lib.inputs.models import load_model, load_reward_model, load_tokenizer
 from course_lib.inputs.profiles import load_profile
@@ -48,7 +49,7 @@ def test_answers_are_sampled_once_and_a_smaller_set_is_the_first_part(course):  
         for text, score in zip(row["completions"], row["scores"], strict=True):
             assert judge(row, text).score == score
     assert recipes.comparisons(course, "train", 4, 3) == rows[:4]
-    assert len(list((course.build / "cache").glob("answers-*/answers.json"))) == 2
+    assert len(list(cache_dir().glob("answers-*/answers.json"))) == 2
     biased = recipes.comparisons(course, "train", 6, 3, panel="biased")
     for one, other in zip(rows, biased, strict=True):
         assert one["completions"] == other["completions"]
@@ -178,7 +179,7 @@ def test_reward_model_is_a_stage_with_a_scale(course):  # noqa: F811
     assert recipes.reward_model(course, 8, 3, panel="biased") != first
     assert recipes.training_history(first)[0]["num_pairs"] == 6
     model = load_reward_model(first)
-    _, tokenizer = recipes.load(course, first)
+    tokenizer = load_tokenizer(first)
     rows = recipes.rendered(course, tokenizer, "train", 8, 3)
     scores = reward.score_ids(model, [ids for row in rows for ids in row["completions"]])
     unit = reward.normalise(model, scores)

@@ -259,7 +259,9 @@ def _compared(pair: Row) -> Row | str:
     """
     talks = []
     for side in ("chosen", "rejected"):
-        parts = re.split(r"\n\n(Human|Assistant):", pair[side])[1:]
+        if not isinstance(text := pair.get(side), str):
+            return f"without a dialogue {side!r}"
+        parts = re.split(r"\n\n(Human|Assistant):", text.replace("\r\n", "\n"))[1:]
         roles = ["user" if who == "Human" else "assistant" for who in parts[::2]]
         turns = [{"role": r, "content": t.strip()} for r, t in zip(roles, parts[1::2], strict=True)]
         if not all(turn["content"] for turn in turns):
