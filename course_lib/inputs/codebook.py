@@ -1,8 +1,11 @@
 """The codebook of a survey: YAML that says what the columns of a CSV mean (see the README)."""
 
 import codecs
+import re
 import unicodedata
+from bisect import bisect_right
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +14,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from course_lib import CourseError
 from course_lib.core.checks import suggest
+
+_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}[.,]\d{3}")
 
 
 class Persona(BaseModel, extra="forbid"):
@@ -111,3 +117,92 @@ def read_text(path: Path) -> tuple[str, list[str]]:
         raise CourseError(f"{path} is empty; check that it was exported whole.")
     note = f"{old} of {len(lines)} lines are not UTF-8 and were read as Windows-1252"
     return unicodedata.normalize("NFC", "\n".join(lines)), [note] * bool(old)
+
+
+def persona_reader(
+    cells: Iterable[str | None], about: Persona, decimal: str
+) -> Callable[[str], str]:
+    """What turns a cell into the text of a persona field."""
+    known = {same(code): text for code, text in about.levels.items()}
+    ends, number = sorted(about.bands), _number(cells, decimal)
+
+    def text(cell: str) -> str:
+        if same(cell) in known:
+            return known[same(cell)]
+        if known and not ends:
+            hint = suggest(cell, list(about.levels))
+            raise ValueError(f"is no level{hint}; correct it, or add it to `levels`")
+        return _band(number(cell), ends) if ends else cell
+
+    return text
+
+
+def _band(value: float, ends: list[float]) -> str:
+    place = bisect_right(ends, value)
+    if not place:
+        raise ValueError(
+            f"lies below the lowest of `bands`, {ends[0]:.12g}; correct it, or add one"
+        )
+    low, high = ends[place - 1], ends[place] if place < len(ends) else None
+    if high is None:
+        return f"{low:.12g}+"
+    if any(end % 1 for end in ends):
+        return f"{low:.12g} to {high:.12g}"
+    return f"{low:.12g}-{high - 1:.12g}" if high > low + 1 else f"{low:.12g}"
+
+
+def rating_reader(cells: Iterable[str | None], book: Codebook) -> Callable[[str], int]:
+    """What turns a cell into a rating: a label, or a whole number on the scale."""
+    labels = {same(label): level for label, level in book.labels.items()}
+    (low, high), number = book.scale, _number(cells, book.decimal)
+
+    def rating(cell: str) -> int:
+        if same(cell) in labels:
+            return labels[same(cell)]
+        if labels and not _NUMBER.fullmatch(cell):
+            hint = suggest(cell, list(book.labels))
+            raise ValueError(f"is no label{hint}; correct it, or add it to `labels` or `missing`")
+        value = number(cell)
+        if value % 1 or not low <= value <= high:
+            what = f"is no whole number from {low} to {high}"
+            raise ValueError(f"{what}; correct it, or list it under `missing`")
+        return int(value)
+
+    return rating
+
+
+def weight_reader(cells: Iterable[str | None], decimal: str) -> Callable[[str], float]:
+    number = _number(cells, decimal)
+
+    def weight(cell: str) -> float:
+        if not 0 < number(cell) < float("inf"):
+            raise ValueError("is not above 0; correct it, or delete the person")
+        return number(cell)
+
+    return weight
+
+
+def _number(cells: Iterable[str | None], decimal: str) -> Callable[[str], float]:
+    """What reads a number of this column; the decimal mark is the codebook's or the column's.
+
+    Where every fraction could as well be thousands (1,234), reading it would be a guess: an error.
+    """
+    marked = [c for c in cells if c and _NUMBER.fullmatch(c) and re.search("[.,]", c)]
+    unclear = not decimal and all(map(_THOUSANDS.fullmatch, marked))
+    mark = decimal or max(".,", key=lambda m: sum(m in cell for cell in marked))
+
+    def number(cell: str) -> float:
+        if not _NUMBER.fullmatch(cell):
+            raise ValueError("is no number; correct it, or list it under `missing`")
+        if unclear and _THOUSANDS.fullmatch(cell):
+            raise ValueError("is a fraction or thousands; say `decimal: ','` or `'.'`")
+        if {".", ","} - {mark} & set(cell):
+            raise ValueError(f"has not the decimal mark {mark!r} of the other numbers; mend it")
+        return float(cell.replace(",", "."))
+
+    return number
+
+
+def same(text: str) -> str:
+    """By what labels and codes are compared: case does not count, and 1.0 is 1."""
+    return re.sub(r"^([+-]?\d+)[.,]0+$", r"\1", " ".join(text.split())).casefold()

@@ -6,8 +6,6 @@ with it at once, `split_people` splits by person. What a survey holds: `survey_p
 
 import csv
 import io
-import re
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,13 +16,19 @@ import pandas as pd
 
 from course_lib import CourseError
 from course_lib.core.checks import suggest
-from course_lib.inputs.codebook import Codebook, Persona, read_codebook, read_text
+from course_lib.inputs.codebook import (
+    Codebook,
+    persona_reader,
+    rating_reader,
+    read_codebook,
+    read_text,
+    same,
+    weight_reader,
+)
 
 Person = dict[str, str]
 MOST_SHOWN = 20  # problems in one message
 LEAST = 10  # people, so that each part of 8:1:1 has someone
-_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)
-_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}[.,]\d{3}")
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,12 @@ def load_survey(file: str | Path, codebook: str | Path) -> Survey:
     if book.person:
         ids = problems.read(cells[book.person], str, empty="give every row its person's id")
     personas = {
-        name: problems.read(column, _persona(column, about, book.decimal))
+        name: problems.read(column, persona_reader(column, about, book.decimal))
         for name, about in book.fields.items()
         for column in [cells[about.column or name]]
     }
     if book.weight:  # beside the fields, under a name that none of them has
-        meaning = _weight(cells[book.weight], book.decimal)
+        meaning = weight_reader(cells[book.weight], book.decimal)
         personas[""] = problems.read(cells[book.weight], meaning, "give every row a weight")
     people = _by_person(problems, pd.DataFrame(personas), ids, book)
     answers = _answers(problems, cells, ids, book)
@@ -189,10 +193,10 @@ def _read_cells(file: Path, book: Codebook, problems: _Problems) -> tuple[pd.Dat
     del table[top]
     if not table and not problems:
         raise CourseError(f"{file} has a header and no rows; check that it was exported whole.")
-    missing = {"", *map(_key, book.missing)}
+    missing = {"", *map(same, book.missing)}
     columns = {
         name: [
-            None if names.count(name) != 1 else "" if _key(cell) in missing else cell
+            None if names.count(name) != 1 else "" if same(cell) in missing else cell
             for row in table.values()
             for cell in [row[names.index(name)] if name in names else ""]
         ]
@@ -227,13 +231,13 @@ def _answers(
 ) -> pd.DataFrame:
     """One row per answer, as in `Survey`, but with the person's id."""
     if book.item:
-        known = {_key(item): item for item in book.items} | {_key(book.initial): ""}
+        known = {same(item): item for item in book.items} | {same(book.initial): ""}
 
         def item_of(cell: str) -> str:
-            if _key(cell) not in known:
+            if same(cell) not in known:
                 hint = suggest(cell, list(book.items))
                 raise ValueError(f"is no item{hint}; correct it, or add its text to `items`")
-            return known[_key(cell)]
+            return known[same(cell)]
 
         empty = f"expected {book.initial!r} or an item" if book.initial else ""
         items = problems.read(cells[book.item], item_of, empty)
@@ -246,7 +250,7 @@ def _answers(
             {
                 "person": ids,
                 "item": items,
-                "rating": problems.read(cells[name], _rating(cells[name], book)),
+                "rating": problems.read(cells[name], rating_reader(cells[name], book)),
             }
         )
         for name, items in parts.items()
@@ -261,90 +265,3 @@ def _answers(
             problems.add(row, f"{what}; delete one, or say `repeats: true` in the codebook")
     answers.insert(2, "text", answers["item"].map({"": ""} | book.items))
     return answers.astype({"item": str, "text": str, "rating": int})
-
-
-def _persona(cells: pd.Series, about: Persona, decimal: str) -> Callable[[str], str]:
-    """What turns a cell into the text of a persona field."""
-    known = {_key(code): text for code, text in about.levels.items()}
-    ends, number = sorted(about.bands), _number(cells, decimal)
-
-    def text(cell: str) -> str:
-        if _key(cell) in known:
-            return known[_key(cell)]
-        if known and not ends:
-            hint = suggest(cell, list(about.levels))
-            raise ValueError(f"is no level{hint}; correct it, or add it to `levels`")
-        return _band(number(cell), ends) if ends else cell
-
-    return text
-
-
-def _band(value: float, ends: list[float]) -> str:
-    place = bisect_right(ends, value)
-    if not place:
-        raise ValueError(
-            f"lies below the lowest of `bands`, {ends[0]:.12g}; correct it, or add one"
-        )
-    low, high = ends[place - 1], ends[place] if place < len(ends) else None
-    if high is None:
-        return f"{low:.12g}+"
-    if any(end % 1 for end in ends):
-        return f"{low:.12g} to {high:.12g}"
-    return f"{low:.12g}-{high - 1:.12g}" if high > low + 1 else f"{low:.12g}"
-
-
-def _rating(cells: pd.Series, book: Codebook) -> Callable[[str], int]:
-    """What turns a cell into a rating: a label, or a whole number on the scale."""
-    labels = {_key(label): level for label, level in book.labels.items()}
-    (low, high), number = book.scale, _number(cells, book.decimal)
-
-    def rating(cell: str) -> int:
-        if _key(cell) in labels:
-            return labels[_key(cell)]
-        if labels and not _NUMBER.fullmatch(cell):
-            hint = suggest(cell, list(book.labels))
-            raise ValueError(f"is no label{hint}; correct it, or add it to `labels` or `missing`")
-        value = number(cell)
-        if value % 1 or not low <= value <= high:
-            what = f"is no whole number from {low} to {high}"
-            raise ValueError(f"{what}; correct it, or list it under `missing`")
-        return int(value)
-
-    return rating
-
-
-def _weight(cells: pd.Series, decimal: str) -> Callable[[str], float]:
-    number = _number(cells, decimal)
-
-    def weight(cell: str) -> float:
-        if not 0 < number(cell) < float("inf"):
-            raise ValueError("is not above 0; correct it, or delete the person")
-        return number(cell)
-
-    return weight
-
-
-def _number(cells: pd.Series, decimal: str) -> Callable[[str], float]:
-    """What reads a number of this column; the decimal mark is the codebook's or the column's.
-
-    Where every fraction could as well be thousands (1,234), reading it would be a guess: an error.
-    """
-    marked = [c for c in cells if c and _NUMBER.fullmatch(c) and re.search("[.,]", c)]
-    unclear = not decimal and all(map(_THOUSANDS.fullmatch, marked))
-    mark = decimal or max(".,", key=lambda m: sum(m in cell for cell in marked))
-
-    def number(cell: str) -> float:
-        if not _NUMBER.fullmatch(cell):
-            raise ValueError("is no number; correct it, or list it under `missing`")
-        if unclear and _THOUSANDS.fullmatch(cell):
-            raise ValueError("is a fraction or thousands; say `decimal: ','` or `'.'`")
-        if {".", ","} - {mark} & set(cell):
-            raise ValueError(f"has not the decimal mark {mark!r} of the other numbers; mend it")
-        return float(cell.replace(",", "."))
-
-    return number
-
-
-def _key(text: str) -> str:
-    """By what labels and codes are compared: case does not count, and 1.0 is 1."""
-    return re.sub(r"^([+-]?\d+)[.,]0+$", r"\1", " ".join(text.split())).casefold()
