@@ -168,7 +168,10 @@ def test_empty_cells(load):
     assert survey.person_ids[0] == "p0" and "p1" not in survey.person_ids
     assert survey.people[0] == {"years": "no answer", "lives": "in town", "café": "no answer"}
     assert survey.answers[survey.answers.person == 0]["item"].tolist() == ["lane"]
-    assert survey.notes == ["5 cells without an answer", "1 people without any answer left out"]
+    assert survey.notes == [
+        "without an answer: 5 of 36 cells",
+        "without any answer: 1 of 12 people, left out",
+    ]
     survey = load(replaced={2: "p0,20,1,-9,1,2,-9"}, missing=["-9"])
     assert survey.people[0]["café"] == "no answer" and len(survey.answers) == 35
 
@@ -273,7 +276,7 @@ def test_a_codebook_is_checked_as_a_whole(load, tmp_path):
     assert "must rise" in told(load, scale=[10, 0])
     for text, says in (
         ("about: x\nabout: y\n", "line 2: the key 'about' stands twice"),
-        ("about: [x\n", "line 2: "),
+        ("about: [x\n", "line 1: expected"),
         ("{[a]: b}", "line 1: "),
         ("a: \x01", "unacceptable character"),
         ("- a", "codebook: Input should be"),
