@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from course_lib.core.stats import ratio_items, t_interval
+from course_lib.core import stats
 from course_lib.inputs.survey import Survey
 
 BINS = 10  # of a long scale; on a short one each level is its own
@@ -144,7 +144,7 @@ def _shifts(survey: Survey, first: pd.DataFrame, after: pd.DataFrame) -> list[st
     for item, rows in both.groupby("item"):
         if len(rows) > 1:
             weights = survey.weights[rows["person"]]
-            shift = t_interval(ratio_items(weights * rows["shift"], weights))
+            shift = stats.ratio([weights * rows["shift"]], [weights])
             found.append((shift.estimate, f"  {item}: {shift} ({len(rows)} answers)"))
     found = [line for _, line in sorted(found, reverse=True)]
     if len(found) > ITEMS:
