@@ -38,9 +38,8 @@ from course_lib.inputs.models import (
     add_lora,
     fold_temperature,
     frozen_copy,
-    load_model,
+    load_both,
     load_reward_model,
-    load_tokenizer,
     meta_model,
     num_parameters,
     save_model,
@@ -80,9 +79,7 @@ def training_history(folder: str) -> list[dict]:
 
 def load(course: Course, model: str) -> tuple[Any, Any]:
     """(model, tokenizer) of a name or folder, in fp32 on the profile's device."""
-    revision = course.profile.revisions.get(model)
-    loaded = load_model(model, device=course.device, revision=revision)
-    return loaded, load_tokenizer(model, revision)
+    return load_both(model, course.profile.revisions.get(model), device=course.device)
 
 
 def pinned(course: Course, model: str) -> str:
@@ -150,8 +147,8 @@ def instruct_model(
     name, inputs = "instruct-" + Path(base).name.lower(), [pinned(course, base), rows, course.dtype]
     with stage(name, config, inputs) as entry:
         if entry.new:
-            tokenizer = load_tokenizer(base, revision)
-            model = load_model(base, revision=revision, dtype=course.dtype, device=course.device)
+            options = {"dtype": course.dtype, "device": course.device}
+            model, tokenizer = load_both(base, revision, **options)
             if num_parameters(model) >= LARGE:
                 model = add_lora(model, r=16)  # the optimiser's state of all weights would not fit
             rendered = [chat.render_chat(tokenizer, row["messages"]) for row in rows]

@@ -73,13 +73,26 @@ def examine_model(name: str, revision: str | None = None) -> None:
     wanted = {n: tuple(p.shape) for n, p in model.named_parameters()}  # tied ones once
     spare = {n for n in shapes if n in model.state_dict() or n.endswith("rotary_emb.inv_freq")}
     _compare(base, shapes, wanted, spare)
-    if most >= shapes[EMBEDDINGS][0]:
-        raise CourseError(
-            f"The tokenizer of {name!r} has ids up to {most}, and the model "
-            f"{shapes[EMBEDDINGS][0]} embeddings; give the tokenizer that it was trained with."
-        )
+    _check_ids(name, most, shapes[EMBEDDINGS][0])
     if adapter:
         _compare(adapter, examine(Path(adapter)), _adapter_shapes(model, adapter))
+
+
+def _check_ids(name: str, most: int, rows: int) -> None:
+    if most >= rows:
+        raise CourseError(
+            f"The tokenizer of {name!r} has ids up to {most}, and the model {rows} embeddings; "
+            "give the tokenizer that it was trained with."
+        )
+
+
+def load_both(name: str, revision: str | None = None, **options: Any) -> tuple[Any, Any]:
+    """(model, tokenizer), `options` as in `load_model`; the ids lie within the embeddings."""
+    model = load_model(name, revision=revision, **options)
+    tokenizer = load_tokenizer(name, revision)
+    rows = model.get_input_embeddings().weight.shape[0]
+    _check_ids(name, max(tokenizer.get_vocab().values()), rows)
+    return model, tokenizer
 
 
 def _adapter_shapes(model: PreTrainedModel, folder: str) -> Shapes:

@@ -21,7 +21,7 @@ from course_lib.core.checks import check_choice, check_value
 from course_lib.core.machine import keep_freed_memory, peak_memory_gb
 from course_lib.core.offline import allow_network, block_network, silence
 from course_lib.inputs.examine import base_of
-from course_lib.inputs.models import load_model, load_tokenizer
+from course_lib.inputs.models import load_both
 from course_lib.inputs.profiles import (
     EFFORTS,
     Profile,
@@ -109,8 +109,7 @@ class Course:
     def load(self, role: str = "base", **options: Any) -> tuple[Any, Any]:
         """(model, tokenizer) of a role, on the profile's device and in its dtype."""
         options = {"dtype": self.dtype, "device": self.device} | options
-        name, revision = self.model(role), self.revision(role)
-        return load_model(name, revision=revision, **options), load_tokenizer(name, revision)
+        return load_both(self.model(role), self.revision(role), **options)
 
     def full_runs(self, claim: str) -> pd.DataFrame:
         """The committed full runs' rows of a claim: of the pocket models, so none elsewhere."""
