@@ -90,8 +90,7 @@ def load_both(name: str, revision: str | None = None, **options: Any) -> tuple[A
     """(model, tokenizer), `options` as in `load_model`; the ids lie within the embeddings."""
     model = load_model(name, revision=revision, **options)
     tokenizer = load_tokenizer(name, revision)
-    rows = model.get_input_embeddings().weight.shape[0]
-    _check_ids(name, max(tokenizer.get_vocab().values()), rows)
+    _check_ids(name, max(tokenizer.get_vocab().values()), model.config.vocab_size)
     return model, tokenizer
 
 
