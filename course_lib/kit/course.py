@@ -29,9 +29,15 @@ from course_lib.inputs.profiles import (
     is_override,
     load_profile,
 )
+from course_lib.kit import tables
 from course_lib.kit.results import Results, committed, select
 
 FULL_SEEDS = 5
+REAL = (
+    "Real models, real data: nobody knows the truth of an answer, and what nobody can judge is\n"
+    "shown to you as text. Where this page speaks of the pocket world and of its judge, it speaks\n"
+    "of the profile 'pocket'."
+)
 MAX_THREADS = 8  # the pocket models are too small to gain from more
 
 
@@ -95,8 +101,10 @@ class Course:
         return self.profile.models[role]
 
     def models(self, role: str = "early") -> list[str]:
-        """Models in a role that holds several: snapshots before the end of pretraining."""
-        return self.profile.early if role == "early" else [self.model(role)]
+        """The models in a role: "early" snapshots, or the role's one; none where it is absent."""
+        if role == "early":
+            return self.profile.early
+        return [model for each, model in self.profile.models.items() if each == role]
 
     def revision(self, role: str = "base") -> str | None:
         """Pinned commit of a hub model; None for pocket models and folders."""
@@ -159,6 +167,9 @@ def setup(
             values[name] = value
     profile = apply_overrides(load_profile(PROFILE), overrides)
     check_machine(profile)
+    tables.NOTE = profile.stand_in
+    if not profile.truth_known:
+        print(REAL + (f"\nHere {profile.stand_in}." if profile.stand_in else ""))
     silence()
     keep_freed_memory()
     block_network() if profile.offline else allow_network()
