@@ -13,13 +13,7 @@ import psutil
 
 from course_lib import ROOT, CourseError
 from course_lib.core.offline import available_memory_gb
-from course_lib.inputs.profiles import (
-    PROFILES,
-    Profile,
-    apply_overrides,
-    check_machine,
-    load_profile,
-)
+from course_lib.inputs.profiles import PROFILES, Profile, check_machine, load_profile
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "jupyterlab")
 HUB = "huggingface.co"
@@ -105,15 +99,14 @@ def _models() -> Finding:
 
 def _real_models(wanted: str) -> Finding:
     """What the profile laptop would load, by what lies on this machine; asks no network."""
+    from course_lib.inputs.profiles import apply_overrides
+
     try:
-        models = apply_overrides(load_profile("laptop"), {}).models
+        models = apply_overrides(load_profile("laptop"), {}).models.values()
     except CourseError as error:
-        return Finding("models of laptop", "not here", str(error) if wanted == "laptop" else None)
-    return Finding("models of laptop", ", ".join(dict.fromkeys(map(_short, models.values()))), "")
-
-
-def _short(model: str) -> str:
-    return "/".join(Path(model).parts[-2:])
+        return Finding("laptop's models", "not here", str(error) if wanted == "laptop" else None)
+    names = dict.fromkeys("/".join(Path(model).parts[-2:]) for model in models)
+    return Finding("laptop's models", ", ".join(names), "")
 
 
 def _hub() -> Finding:

