@@ -23,6 +23,7 @@ from course_lib.world.exam import render_prompt
 
 if TYPE_CHECKING:
     from course_lib.algorithms.evaluate import MCResult
+    from course_lib.kit.claims import Claim
     from course_lib.kit.course import Course
 
 # DeepSeek-V3's training in thousand H800 GPU hours (lecture, slide 8)
@@ -49,11 +50,29 @@ def load_pair(course: Course, model: str, num_examples: int) -> list[tuple[Any, 
 
 def beside(rows: list[dict], answers: dict[str, list[Answers]], names: list[str]) -> Table:
     """The first three prompts, and what the models wrote to them with the first seed."""
-    texts = {name: answers[name][0].texts for name in names}
     shown = [
-        {"prompt": row["prompt"]} | {n: texts[n][i] for n in names} for i, row in enumerate(rows)
+        {"prompt": row["prompt"]}
+        | {name: answers[name][0].texts[i] or "(nothing: it ended at once)" for name in names}
+        for i, row in enumerate(rows[:3])
     ]
-    return side_by_side(shown[:3])
+    return side_by_side(shown)
+
+
+def examined(course: Course, **models: dict[int, tuple]) -> dict[str, dict[int, tuple]]:
+    """The models that take the exam: not the base model where its weights are the other's."""
+    if course.profile.stand_in:
+        print("base: the weights are those of instruct, and so are all marks")
+        del models["base"]
+    return models
+
+
+def say_missing(verdicts: list[Claim]) -> None:
+    """Which of the four statements this run cannot test, and why."""
+    needs = {"1.1": "a known truth", "1.2": "a second model", "1.3": "a second model and a judge"}
+    needs["1.4"] = "a model whose pretraining is known"
+    made = {verdict.id[:3] for verdict in verdicts}
+    for number in sorted(set(needs) - made):
+        print(f"{number} is not in this run: it needs {needs[number]}")
 
 
 def several(models: list[str]) -> list[str]:
