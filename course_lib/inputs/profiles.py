@@ -39,6 +39,9 @@ class Profile(BaseModel):
     revisions: dict[str, str]  # hub id -> commit
     data: dict[str, str]  # task -> data set, "world" for the pocket world
     batch: dict[str, int]
+    local: dict[str, str] = {}  # role -> folder in `models_dir`, where the hub's is not here
+    stand_in: str = ""  # what to say of a local base model
+    about: str = ""  # what `setup` prints
 
 
 class HasProfile(Protocol):
@@ -53,6 +56,11 @@ def load_profile(name: str) -> Profile:
     check_choice("PROFILE", name, PROFILES)
     text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
     return Profile(**yaml.safe_load(text))
+
+
+def models_dir() -> Path:
+    """Where `course model get` keeps models: `build/models`, or the folder in `COURSE_MODELS`."""
+    return Path(os.environ.get("COURSE_MODELS") or ROOT / "build" / "models")
 
 
 def is_override(name: str) -> bool:
@@ -86,9 +94,36 @@ def apply_overrides(profile: Profile, overrides: dict[str, str]) -> Profile:
             choices = {"device": ("cpu", "cuda", "mps"), "dtype": ("float32", "bfloat16")}
             check_choice(name, value, choices[name])
             setattr(changed, name, value)
+    _take_what_is_here(changed, {name.removesuffix("_model") for name in overrides})
     for folder in {m for m in changed.models.values() if os.path.isdir(m)}:
         examine_model(folder)
     return changed
+
+
+def _take_what_is_here(profile: Profile, given: set[str]) -> None:
+    """In a profile with `local` models these replace the hub's that are not on this machine.
+
+    A role without one is left out; what the user has `given` stays. No connection is opened.
+    """
+    if not profile.local:
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    kept = {profile.models[role] for role in given & set(profile.models)}
+    for role, model in list(profile.models.items()):
+        weights = model, "model.safetensors", None, profile.revisions.get(model)
+        if model in kept or isinstance(try_to_load_from_cache(*weights), str):
+            profile.stand_in = "" if role == "base" else profile.stand_in
+        elif role not in profile.local:
+            del profile.models[role]
+        elif (folder := (models_dir() / profile.local[role]).resolve()).is_dir():
+            profile.models[role] = str(folder)
+        else:
+            raise CourseError(
+                f"The {role} model of the profile {profile.name!r} is neither in {models_dir()} "
+                f"nor in the hub's cache; run `course model get smollm2`, or name a folder or a "
+                f"hub id with --set {role}_model=..."
+            )
 
 
 def absolute(value: str) -> str:

@@ -30,6 +30,7 @@ from course_lib.inputs.profiles import (
     is_override,
     load_profile,
 )
+from course_lib.kit import tables
 from course_lib.kit.claims import CLAIMS
 from course_lib.kit.results import Results, committed, select
 
@@ -99,8 +100,10 @@ class Course:
         return self.profile.models[role]
 
     def models(self, role: str = "early") -> list[str]:
-        """Models in a role that holds several: snapshots before the end of pretraining."""
-        return self.profile.early if role == "early" else [self.model(role)]
+        """The models in a role: "early" snapshots, or the role's one; none where it is absent."""
+        if role == "early":
+            return self.profile.early
+        return [model for each, model in self.profile.models.items() if each == role]
 
     def revision(self, role: str = "base") -> str | None:
         """Pinned commit of a hub model; None for pocket models and folders."""
@@ -162,6 +165,9 @@ def setup(
             values[name] = value
     profile = apply_overrides(load_profile(PROFILE), overrides)
     check_machine(profile)
+    tables.NOTE = profile.stand_in
+    if profile.about:
+        print(profile.about + (f"Here {profile.stand_in}." if profile.stand_in else ""))
     silence()
     keep_freed_memory()
     block_network() if profile.offline else allow_network()

@@ -23,6 +23,7 @@ from course_lib import CourseError
 from course_lib.core.cache import figures_dir, write_text
 from course_lib.core.stats import prediction_interval, t_interval
 from course_lib.kit.results import committed, select
+from course_lib.kit.tables import noted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -218,7 +219,12 @@ def save_figure(
             f"The figure {name!r} cannot be saved: it needs a name like '01_answers', a caption "
             "and an alt text."
         )
+    caption = noted(caption)
     data = course.results.frame(data) if isinstance(data, str) else data
+    if data.empty and course.profile.name != "pocket":  # there the committed runs are drawn
+        plt.close(fig)
+        print(f"{name}: no figure, for nothing that it shows is in this run")
+        return
     record = {
         "name": name,
         "notebook": course.notebook,
