@@ -17,6 +17,7 @@ from course_lib.kit.figures import COLORS, known, points, save_figure, subplots
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from course_lib.core.stats import Interval
     from course_lib.kit.course import Course
 
 
@@ -32,9 +33,14 @@ def unlike(course: Course, settings: Mapping) -> str:
     return "" if known_panel else "needs a known truth"
 
 
-def share(wins: tuple | None) -> str:
+def larger(found: Mapping) -> Interval | Missing:
+    """The wins over a larger model with a prompt, where there is one."""
+    return found.get("4.5a", ALONE)
+
+
+def share(wins: Interval | Missing) -> str:
     """A share of wins in per cent, or why there is none."""
-    return str(ALONE) if wins is None else f"{wins[0]:.0%}"
+    return str(wins) if isinstance(wins, Missing) else f"{wins[0]:.0%}"
 
 
 # Pushed on without a penalty, PPO's own guard against it off.
