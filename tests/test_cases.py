@@ -26,7 +26,13 @@ from course_lib import ROOT, CourseError
 from course_lib.algorithms.chat import CHATML, PLAIN_CHAT, check_chat, render_chat, render_prompt
 from course_lib.cli.notebooks import find_notebooks, parse_settings, split_settings
 from course_lib.cli.run import load_outcome, make_plan, notebook_key
-from course_lib.inputs.models import add_lora, load_model, load_reward_model, load_tokenizer
+from course_lib.inputs.models import (
+    add_lora,
+    load_model,
+    load_reward_model,
+    load_tokenizer,
+    num_parameters,
+)
 from course_lib.inputs.profiles import apply_overrides, load_profile
 from course_lib.inputs.rows import instruction_rows, read_rows
 from course_lib.kit.course import Course, setup
@@ -214,6 +220,7 @@ def test_16_an_adapter_is_read_with_its_base(tmp_path, monkeypatch):
     ids = torch.tensor([[5, 6, 7]])
     assert not torch.equal(model(ids).logits, load_model("pocket/s")(ids).logits)
     assert tokenizer.chat_template and course.context == 512
+    assert num_parameters(model, trainable=True) == num_parameters(load_model("pocket/s"))
 
 
 def test_16_33_an_adapter_that_does_not_fit_or_is_pickled_is_refused(tmp_path):

@@ -36,7 +36,7 @@ from course_lib.core.cache import (
     write_text,
 )
 from course_lib.core.checks import check_choice, check_value
-from course_lib.core.offline import OFFLINE_ENV, available_memory_gb
+from course_lib.core.offline import OFFLINE_ENV, available_memory_gb, silence
 from course_lib.inputs.profiles import (
     EFFORTS,
     Profile,
@@ -115,6 +115,7 @@ def make_plan(
     described = load_profile(profile)
     notebooks = find_notebooks(numbers)
     own, overrides = split_settings(notebooks, settings or {})
+    silence()
     described = apply_overrides(described, overrides)
     check_machine(described)
     jobs = jobs_for(described, len(notebooks)) if jobs is None else jobs

@@ -196,6 +196,8 @@ def load_model(
         _compare(adapter, examine(Path(adapter)), _adapter_shapes(meta_model(path), adapter))
         model = PeftModel.from_pretrained(model, adapter, torch_device=str(model.device))
         _check_finite(adapter, model)
+        if not quantize:  # a model like any other, which can be trained on
+            model = model.merge_and_unload().requires_grad_(True)
     return model.eval()
 
 
