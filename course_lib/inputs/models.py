@@ -201,7 +201,7 @@ def load_model(
     return model.eval()
 
 
-def _read(kind: str, path: str, revision: str | None = None, **options: Any) -> Any:
+def read(kind: str, path: str, revision: str | None = None, **options: Any) -> Any:
     """What one of transformers' auto classes makes of a folder or hub id: the one door."""
     import transformers
 
@@ -217,7 +217,7 @@ def _read(kind: str, path: str, revision: str | None = None, **options: Any) -> 
 def _read_weights(kind: str, path: str, **options: Any) -> PreTrainedModel:
     """A model, every weight of it from safetensors, none left out and none drawn."""
     options |= {"use_safetensors": True, "output_loading_info": True}
-    model, info = _read(kind, path, ignore_mismatched_sizes=True, **options)
+    model, info = read(kind, path, ignore_mismatched_sizes=True, **options)
     shapes = {key: (tuple(read), tuple(made)) for key, read, made in info["mismatched_keys"]}
     found = dict.fromkeys(info["unexpected_keys"], ()) | {k: v[0] for k, v in shapes.items()}
     wanted = dict.fromkeys(info["missing_keys"], ()) | {k: v[1] for k, v in shapes.items()}
@@ -240,7 +240,7 @@ def meta_model(name: str, revision: str | None = None) -> PreTrainedModel:
 
     from course_lib.algorithms.logprobs import check_architecture
 
-    check_architecture(config := _read("AutoConfig", _located(name)[0], revision))
+    check_architecture(config := read("AutoConfig", _located(name)[0], revision))
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
@@ -295,7 +295,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
         path = model_path(base_of(path))
         if Path(path).is_dir():
             read_object(Path(path) / TOKENIZER[0])
-    tokenizer = _read("AutoTokenizer", path, revision)
+    tokenizer = read("AutoTokenizer", path, revision)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if isinstance(templates := tokenizer.chat_template, dict):

