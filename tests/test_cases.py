@@ -416,7 +416,7 @@ def test_18_19_alpaca_rows_without_input_are_read_and_empty_outputs_counted(tmp_
     rows = [{"instruction": f"Do {i}.", "output": "Done."} for i in range(20)]
     rows += [{"instruction": "Add.", "input": f"{i}", "output": None} for i in range(3)]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    profile = apply_overrides(load_profile("laptop"), {"instructions_data": str(tmp_path)})
+    profile = apply_overrides(load_profile("gpu"), {"instructions_data": str(tmp_path)})
     course = Course("01", profile, "live", 0)
     assert len(instruction_rows(course, 8)) == 8
     assert "20 good, 3 without 'output'" in capsys.readouterr().out
