@@ -233,3 +233,12 @@ def test_freed_memory_is_kept_for_the_next_tensor():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     usual, kept = map(int, done.stdout.split())
     assert kept < usual / 10
+
+
+def test_the_pocket_worlds_rows_stand_in_where_no_data_set_is_reached():
+    asked = {"exam_data": "world", "instructions_data": "world"}
+    profile = apply_overrides(load_profile("gpu"), asked)
+    assert profile.data["exam"] == profile.data["instructions"] == "world"
+    assert profile.data["preferences"] == "hh_rlhf" and not profile.truth_known
+    with pytest.raises(CourseError, match="'nowhere', which is no folder.*or write 'world'"):
+        apply_overrides(load_profile("gpu"), {"exam_data": "nowhere"})

@@ -153,8 +153,9 @@ def fetch(url: str, target: Path, sha256: str, progress: bool = False) -> None:
                 shutil.copyfileobj(body, out)
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise CourseError(
-            f"The file {url} cannot be fetched ({error}); check the network or "
-            "COURSE_DATA_BASE; the profile 'pocket' needs no download."
+            f"The file {url} cannot be fetched ({error}); check the network or COURSE_DATA_BASE, "
+            "or take the pocket world's rows with --set exam_data=world, likewise "
+            "instructions_data, documents_data and preferences_data."
         ) from error
     if (got := file_hash(target)) != sha256:
         raise CourseError(

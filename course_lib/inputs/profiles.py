@@ -79,9 +79,12 @@ def apply_overrides(profile: Profile, overrides: dict[str, str]) -> Profile:
         role, _, kind = name.rpartition("_")
         if kind == "data":
             check_choice(f"The part before _data in {name!r}", role, tuple(profile.data))
-            if not Path(value).expanduser().is_dir():
-                raise CourseError(f"{name} is {value!r}, which is no folder; check the path.")
-            changed.data[role] = absolute(value)
+            if value != "world" and not Path(value).expanduser().is_dir():
+                raise CourseError(
+                    f"{name} is {value!r}, which is no folder; check the path, or write 'world' "
+                    "for the rows of the pocket world."
+                )
+            changed.data[role] = value if value == "world" else absolute(value)
         elif kind == "model":
             check_model(name, str(value), profile.offline)
             if role == "base":
