@@ -240,5 +240,5 @@ def test_the_pocket_worlds_rows_stand_in_where_no_data_set_is_reached():
     profile = apply_overrides(load_profile("gpu"), asked)
     assert profile.data["exam"] == profile.data["instructions"] == "world"
     assert profile.data["preferences"] == "hh_rlhf" and not profile.truth_known
-    with pytest.raises(CourseError, match="'nowhere', which is no folder.*or write 'world'"):
+    with pytest.raises(CourseError, match=r"'nowhere', which is no folder.*or write 'world'"):
         apply_overrides(load_profile("gpu"), {"exam_data": "nowhere"})
