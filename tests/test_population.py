@@ -8,7 +8,14 @@ from tiny import tiny
 from course_lib import CourseError
 from course_lib.algorithms import loop, population
 from course_lib.algorithms.population import PopulationConfig
-from course_lib.inputs.people import pocket_survey
+from course_lib.inputs.people import (
+    asked_rows,
+    group_rows,
+    on_ten_levels,
+    pocket_survey,
+    survey_parts,
+    true_probs,
+)
 
 SHARES = torch.tensor([[0.1, 0.2, 0.4, 0.25, 0.05]])
 
@@ -145,17 +152,42 @@ def test_the_noise_floor_is_what_a_perfect_model_gets_and_people_can_tell_it():
     assert np.mean(split) == pytest.approx(found, rel=0.15)
 
 
-def test_a_person_is_in_one_part_whatever_rows_there_are():
-    asked = pocket_survey(400, seed=3)
-    ids = np.array(asked.person_ids)[asked.answers["person"]]
-    parts = [population.part_of(one) for one in ids]
-    by_person = {}
-    for one, part in zip(ids, parts, strict=True):
-        assert by_person.setdefault(one, part) == part
-    shares = {part: parts.count(part) / len(parts) for part in set(parts)}
-    assert shares.keys() == {"train", "validation", "test"} and 0.7 < shares["train"] < 0.9
-    assert population.part_of("a", 0) == population.part_of("a", 0)
-    assert any(population.part_of(str(i), 0) != population.part_of(str(i), 1) for i in range(99))
+def test_no_person_is_in_two_parts_and_each_part_has_all_of_a_persons_answers():
+    parts = survey_parts(people=400)
+    ids = [set(part.person_ids) for part in parts]
+    assert sum(map(len, ids)) == len(set.union(*ids)) == 400 and len(ids[0]) == 320
+    for part in parts:
+        assert (part.answers.groupby("person").size() == 6).all()
+        assert part.answers["person"].max() == len(part.people) - 1
+    rows = asked_rows(parts[2], posts=2)
+    assert len(rows) == 3 * len(parts[2].people)
+
+
+def test_a_long_scale_becomes_ten_levels():
+    long, short = pocket_survey(30, form="0-100"), pocket_survey(30, form="1-5")
+    found = on_ten_levels(long)
+    assert (found.low, found.high) == (0, 9) and "9 for 100" in found.question
+    assert abs(found.answers["rating"] * 100 / 9 - long.answers["rating"]).max() <= 5.6
+    assert on_ten_levels(short) is short
+
+
+def test_groups_have_the_shares_of_their_people():
+    survey = pocket_survey(600)
+    rows = group_rows(survey)
+    assert len(rows) > 100 and all(abs(sum(row["shares"]) - 1) < 1e-9 for row in rows)
+    first = survey.answers[survey.answers["item"] == ""]["rating"].to_numpy()
+    city = [p["area"] == "city" and p["gender"] == "man" for p in survey.people]
+    shares = np.bincount(first[city], minlength=10) / sum(city)
+    row = next(r for r in rows if r["messages"][0]["content"] == "You are this person: city, man.")
+    np.testing.assert_allclose(row["shares"], shares)
+
+
+def test_the_truth_is_of_the_answers_rows():
+    survey = pocket_survey(2000, posts=1)
+    probs = true_probs(survey)
+    assert probs.shape == (4000, 10)
+    mean, rating = population.expected_value(probs), survey.answers["rating"].to_numpy()
+    assert np.polyfit(mean, rating, 1)[0] == pytest.approx(1, abs=0.15)
 
 
 def test_the_prompt_has_the_fields_as_the_paper_or_their_values_alone():

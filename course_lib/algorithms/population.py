@@ -20,7 +20,6 @@ Left out: 1. choosing the epoch by validation loss; 2. several answers of a pers
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +36,6 @@ from course_lib.algorithms.sampling import generate
 from course_lib.algorithms.sft import sft_step
 
 BINS = 10  # of KL
-PARTS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 _INTEGER = re.compile(r"-?\d+")
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (B, K), (B,) or (B, K) -> mean
 
@@ -75,17 +73,6 @@ def messages(person: Mapping[str, str], text: str, question: str, about: str) ->
         system = f"{about} {{{', '.join(f'{k}: {v}' for k, v in person.items())}}}"
     asked = f"{text} {question}" if text else question
     return [{"role": "system", "content": system}, {"role": "user", "content": asked}]
-
-
-def part_of(person_id: str, seed: int = 0) -> str:
-    """Whether a person is in "train", "validation" or "test": 8 : 1 : 1, by their id alone.
-
-    No row can be in another part than the person's other rows: the part is a function of the
-    person, and knows nothing of rows.
-    """
-    digest = hashlib.sha256(f"{seed} {person_id}".encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
-    return "train" if place < 0.8 else "validation" if place < 0.9 else "test"
 
 
 def level_ids(tokenizer: Any, low: int, high: int) -> list[int] | None:
@@ -189,10 +176,11 @@ def train_population(
         if ids is None:
             return sft_step(model, batch)
         logps, target = level_logps(model, batch, ids), batch["target"]
-        right = target.max(-1).indices if target.ndim == 2 else target
+        right, seen = target.max(-1).indices if target.ndim == 2 else target, logps.detach()
         return loss_fn(logps, target), {
-            "ce": rating_loss(logps.detach(), right),
-            "levels": logps.detach().exp().sum(-1).mean(),  # the probability of a valid answer
+            "ce": rating_loss(seen, right),
+            "squared": (seen.argmax(-1) - right).square().float().mean(),  # error of greedy, levels
+            "levels": seen.exp().sum(-1).mean(),  # the probability of a valid answer
         }
 
     return loop.fit(model, rows, loss_of, config, progress)

@@ -1,0 +1,226 @@
+"""What is measured of a model that answers for a survey's test people, and of the baselines.
+
+Items are people: every measure has one value a person, whose mean is the measure (the delta method
+of `population.kl_rows`), so intervals count the luck of who was asked. RMSE is in points of 100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from course_lib.algorithms import population
+from course_lib.experiments import baselines
+from course_lib.experiments.experiment import Items
+from course_lib.experiments.recipes import load_for_survey, surveyed, training_history
+from course_lib.inputs.people import asked_rows, survey_parts, true_probs
+from course_lib.inputs.survey import Survey
+
+if TYPE_CHECKING:
+    from course_lib.kit.course import Course
+
+TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 1.0)
+TEST_POSTS = 2  # answers after sentences of each test person, beside the initial one
+ASKED = 64  # people who are asked in words, for the success rate
+
+
+@dataclass
+class Bench:
+    """A survey's parts, the rows of its test people, and the truth about them, if it is known."""
+
+    train: Survey
+    validation: Survey
+    test: Survey
+    rows: pd.DataFrame  # of the test people, with `messages`
+    truth: np.ndarray | None  # P(rating | person, item) of the rows
+    uniform: np.ndarray  # (rows,) what sampled answers are drawn with
+
+    @property
+    def points(self) -> float:
+        """Points of 100 that one level is worth."""
+        return 100 / (self.test.high - self.test.low)
+
+    @property
+    def ratings(self) -> np.ndarray:
+        """What the test people said, levels from 0."""
+        return self.rows["rating"].to_numpy() - self.test.low
+
+    def phases(self) -> dict[str, np.ndarray]:
+        """Which rows are "all", "initial" and "post"; those that have rows."""
+        first = (self.rows["item"] == "").to_numpy()
+        found = {"all": first | True, "initial": first, "post": ~first}
+        return {name: here for name, here in found.items() if here.any()}
+
+
+def load_bench(course: Course, seed: int, **survey: Any) -> Bench:
+    """The bench of one seed; `survey` as in `inputs.people.survey_parts`."""
+    train, validation, test = survey_parts(**survey)
+    rows = asked_rows(test, TEST_POSTS)
+    uniform = np.random.default_rng([seed, 10]).random(len(rows))
+    known = not survey.get("file") and course.profile.truth_known
+    truth = true_probs(test)[_places(test, rows)] if known else None
+    return Bench(train, validation, test, rows, truth, uniform)
+
+
+def _places(test: Survey, rows: pd.DataFrame) -> np.ndarray:
+    """Where the rows stand among all answers of the test people."""
+    keys = test.answers.set_index(["person", "item"]).index
+    return keys.get_indexer(pd.MultiIndex.from_frame(rows[["person", "item"]]))
+
+
+def measured(bench: Bench, logps: np.ndarray) -> Items:
+    """Every measure of log-probabilities (rows, levels), with one value a test person."""
+    probs, ratings, found = population.level_probs(logps), bench.ratings, {}
+    answers = {t: population.decode(logps, t, bench.uniform) for t in TEMPERATURES}
+    mean, num_levels = population.expected_value(probs), logps.shape[-1]
+    for phase, here in bench.phases().items():
+        person, human = bench.rows["person"].to_numpy()[here], ratings[here]
+        weights = bench.test.weights[person]
+
+        def by_person(values: np.ndarray, person: np.ndarray = person) -> np.ndarray:
+            return population.by_person(values, person)
+
+        for t, answer in answers.items():
+            if phase == "all" or t in (0, 1):
+                kl = population.kl_rows(human, answer[here], num_levels, weights)
+                error = population.rmse_rows(human, answer[here], weights) * bench.points
+                found[f"kl {phase} t={t:g}"] = by_person(kl)
+                found[f"rmse {phase} t={t:g}"] = by_person(error)
+        error = population.rmse_rows(human, mean[here], weights) * bench.points
+        found[f"rmse {phase} mean"] = by_person(error)
+        if bench.truth is not None:
+            apart = population.person_kl(bench.truth[here], probs[here])
+            found[f"truth {phase}"] = by_person(apart)
+    return Items(found, whole={"probs": probs, "answers": answers})
+
+
+def measure(
+    course: Course,
+    folder: str,
+    condition: str,
+    seed: int,
+    settings: Mapping[str, Any],
+    bench: Bench,
+) -> Items:
+    """The measures of a trained model, as an `Experiment` wants them."""
+    if settings["survey"].get("form") == "0-100":
+        return measured_in_words(course, folder, condition, seed, settings, bench)
+    model, tokenizer = load_for_survey(course, folder, settings.get("quantize"))
+    ids = population.level_ids(tokenizer, bench.test.low, bench.test.high)
+    rows = population.render_rows(tokenizer, bench.rows.to_dict("records"), bench.test.low, True)
+    items = measured(bench, population.predict(model, rows, ids))
+    success(course, model, tokenizer, condition, seed, bench)
+    record_more(course, condition, seed, bench, items)
+    record_learning(course, folder, condition, seed, bench)
+    return items
+
+
+def record_learning(course: Course, folder: str, condition: str, seed: int, bench: Bench) -> None:
+    """The training's curve in ten parts, by rows read: each row was new when it was read."""
+    history = training_history(folder)
+    for part in np.array_split(np.arange(len(history)), 10) if len(history) >= 10 else ():
+        rows = [history[i] for i in part if "squared" in history[i]]
+        for name, value in {"ce": "ce", "rmse": "squared"}.items() if rows else ():
+            mean = float(np.mean([row[value] for row in rows]))
+            mean = np.sqrt(mean) * bench.points if name == "rmse" else mean
+            course.results.add("learning", condition, int(part[-1]) + 1, seed, name, mean)
+
+
+def record_more(course: Course, condition: str, seed: int, bench: Bench, items: Items) -> None:
+    """Measures that are no means over people: rank correlation and calibration."""
+    probs, answers, human = items.whole["probs"], items.whole["answers"], bench.ratings
+    add = course.results.add
+    for name, said in {"greedy": answers[0.0], "t=1": answers[1.0]}.items():
+        add("10", condition, 0, seed, f"spearman {name}", population.spearman(human, said))
+    add("10", condition, 0, seed, "calibration", population.calibration(probs, human))
+    for t in TEMPERATURES:
+        for name in ("kl", "rmse"):
+            value = items.values[f"{name} all t={t:g}"].mean()
+            add("temperature", condition, t, seed, name, value)
+
+
+def success(
+    course: Course, model: Any, tokenizer: Any, condition: str, seed: int, bench: Bench
+) -> dict[str, list[str]]:
+    """The share of answers that are a number of the scale, by the paper's rule; the texts."""
+    first = bench.rows[bench.rows["item"] == ""][:ASKED] if "initial" in bench.phases() else None
+    rows = bench.rows[:ASKED] if first is None else first
+    found = {}
+    for name, t in {"greedy": 0.0, "t=1": 1.0}.items():
+        asked = list(rows["messages"]), bench.test.low, bench.test.high
+        values, texts = population.ask_numbers(model, tokenizer, *asked, temperature=t, seed=seed)
+        share = float(np.isfinite(values).mean())
+        course.results.add("success", condition, 0, seed, name, share)
+        found[name] = texts
+    return found
+
+
+def measured_in_words(
+    course: Course, folder: str, condition: str, seed: int, settings: Mapping, _: Bench
+) -> Items:
+    """The measures on the 0-100 scale, where an answer is sampled and not computed."""
+    bench = load_bench(course, seed, **settings["survey"])
+    model, tokenizer = load_for_survey(course, folder, settings.get("quantize"))
+    low, high, found = bench.test.low, bench.test.high, {}
+    human = population.bins_of(bench.rows["rating"].to_numpy(), low, high)
+    for t in (0.0, 1.0):
+        asked = list(bench.rows["messages"]), low, high
+        values, _ = population.ask_numbers(model, tokenizer, *asked, temperature=t, seed=seed)
+        course.results.add(
+            "success", condition, 0, seed, f"all t={t:g}", np.isfinite(values).mean()
+        )
+        values = np.where(valid, values, 50)  # a failure is an answer in the middle
+        for phase, here in bench.phases().items():
+            person, said = bench.rows["person"].to_numpy()[here], values[here].astype(int)
+            kl = population.kl_rows(human[here], population.bins_of(said, low, high), 10)
+            error = population.rmse_rows(bench.rows["rating"].to_numpy()[here], said)
+            found[f"kl {phase} t={t:g}"] = population.by_person(kl, person)
+            found[f"rmse {phase} t={t:g}"] = population.by_person(error, person)
+    return Items(found)
+
+
+def before(course: Course, seed: int, bench: Bench, condition: str = "before") -> Items:
+    """The measures of the model before tuning."""
+    start, settings = surveyed(course), {"survey": {}}
+    return measure(course, start, condition, seed, settings, bench)
+
+
+def baseline(bench: Bench, name: str, seed: int) -> Items:
+    """The measures of a baseline of `baselines.BASELINES`."""
+    low, num_levels = bench.test.low, bench.test.high - bench.test.low + 1
+    people, tables, offset = [], [], 0
+    rows = (asked_rows(bench.train, 1), asked_rows(bench.validation, 1), bench.rows)
+    for part, table in zip((bench.train, bench.validation, bench.test), rows, strict=True):
+        rating, person = table["rating"] - low, table["person"] + offset
+        tables.append(table.assign(rating=rating, person=person))
+        people += part.people
+        offset += len(part.people)
+    return measured(bench, np.log(baselines.predicted(name, people, *tables, num_levels, seed)))
+
+
+def floors(bench: Bench) -> dict[str, float]:
+    """How small KL and RMSE can be at all: by the truth where it is known, and from data alone."""
+    ratings, n, num_levels = bench.ratings, len(bench.rows), bench.test.high - bench.test.low + 1
+    person = bench.rows["person"].to_numpy()
+    found = {
+        "KL of chance, by the formula": population.noise_floor(num_levels, n, n),
+        "KL of chance, by splitting people": population.split_floor(ratings, person, num_levels),
+    }
+    if bench.truth is not None:
+        mean = population.expected_value(bench.truth)
+        kls = [_chance(bench, seed) for seed in range(20)]
+        found["KL of the truth itself, sampled"] = float(np.mean(kls))
+        rmse = population.rmse_rows(ratings, mean).mean() * bench.points
+        found["RMSE of the true expected value"] = float(rmse)
+    return found
+
+
+def _chance(bench: Bench, seed: int) -> float:
+    """KL of the people to a draw from the truth about them."""
+    uniform = np.random.default_rng(seed).random(len(bench.rows))
+    answer = population.decode(np.log(bench.truth + 1e-12), 1.0, uniform)
+    return population.kl_rows(bench.ratings, answer, bench.truth.shape[-1]).mean()
