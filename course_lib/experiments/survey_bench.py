@@ -170,9 +170,8 @@ def measured_in_words(
     for t in (0.0, 1.0):
         asked = list(bench.rows["messages"]), low, high
         values, _ = population.ask_numbers(model, tokenizer, *asked, temperature=t, seed=seed)
-        course.results.add(
-            "success", condition, 0, seed, f"all t={t:g}", np.isfinite(values).mean()
-        )
+        valid = np.isfinite(values)
+        course.results.add("success", condition, 0, seed, f"all t={t:g}", valid.mean())
         values = np.where(valid, values, 50)  # a failure is an answer in the middle
         for phase, here in bench.phases().items():
             person, said = bench.rows["person"].to_numpy()[here], values[here].astype(int)

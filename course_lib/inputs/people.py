@@ -6,6 +6,7 @@ answer, with `person` (index into people), `item` ("" for the initial answer), `
 shown, "" at first) and `rating`; `low`, `high`, `question` and `about` (the system text).
 """
 
+import random
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -129,5 +130,5 @@ def other_survey_rows(chunk: int, num_rows: int) -> list[dict[str, Any]]:
             asked = pocket_survey(max(1, round(each * share)), seed, survey, form, posts=1)
             for said, rating in asked_rows(asked)[["messages", "rating"]].itertuples(index=False):
                 found.append({"messages": [*said, {"role": "assistant", "content": str(rating)}]})
-    order = np.random.default_rng(chunk).permutation(len(found))
-    return [found[i] for i in order]
+    random.Random(chunk).shuffle(found)
+    return found

@@ -121,16 +121,16 @@ def measure(model: Any, tokenizer: Any, people: int = 200) -> dict[str, float]:
 
 _CARD = """# {name}
 
-The pocket model `{start}` ({parameters:,} parameters, plain Llama, context 512, bf16) after supervised
-fine-tuning on {rows:,} answers to three surveys of invented people, about coffee, phones and a gym.
-It reads a person from 14 fields and answers with a number. Nobody was asked about cars: notebook 10
-does that, with other people, and starts from here.
+The pocket model `{start}` ({parameters:,} parameters, plain Llama, context 512, bf16) after
+supervised fine-tuning on {rows:,} answers to three surveys of invented people, about coffee, phones
+and a gym. It reads a person from 14 fields and answers with a number. Nobody was asked about cars:
+notebook 10 does that, with other people, and starts from here.
 
 | | |
 |---|---|
 | made by | `course pretrain m-surveys --ship`, {seconds:,} s of one busy core |
 | loss at the end | {loss:.3f} nats per token of the answer |
-| planted | those who answer these surveys like what they are asked about, so the model overrates |
+| planted | those who answer these surveys like what they are asked about |
 
 On 200 people that it has not met, from 0 to 9:
 
