@@ -34,7 +34,7 @@ def hint(name: str) -> None:
 
 
 def yours(mine: Callable, reference: Callable) -> Callable:
-    """`mine` where it is written; an unsolved exercise returns None, and the reference stands in."""
+    """`mine` where it is written; an unsolved exercise returns None, and `reference` stands in."""
 
     def either(*args: Any, **options: Any) -> Any:
         found = mine(*args, **options)

@@ -108,7 +108,7 @@ EXERCISES: dict[str, Exercise] = {
             "the distance has no absolute value: levels below the right one get too much.": (
                 _one_sided
             ),
-            "this is the logarithm of the weighted sum; wanted is the weighted sum of logarithms.": (
+            "a logarithm of the weighted sum; wanted is the weighted sum of logarithms.": (
                 _log_of_sum
             ),
             "the minus of the slope is missing: it pushes near levels down.": (

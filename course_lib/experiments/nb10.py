@@ -5,7 +5,7 @@ Figures are functions of recorded rows: of this run, and of the committed full r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +13,17 @@ import numpy as np
 from course_lib.algorithms.population import numeric_weights
 from course_lib.experiments import recipes, survey_bench
 from course_lib.experiments.baselines import BASELINES
-from course_lib.experiments.experiment import Claim, Experiment, Ran
-from course_lib.experiments.survey_bench import TEMPERATURES, Bench
-from course_lib.kit.figures import COLORS, MARKERS, points, save_figure, series, subplots
+from course_lib.experiments.experiment import Claim, Experiment
+from course_lib.experiments.survey_bench import PLACES, TEMPERATURES
+from course_lib.kit.figures import (
+    COLORS,
+    MARKERS,
+    beside_trl,
+    points,
+    save_figure,
+    series,
+    subplots,
+)
 from course_lib.kit.results import select
 
 if TYPE_CHECKING:
@@ -27,6 +35,7 @@ PENALTY = {"alpha": 0.5, "d": 10.0}  # the paper's
 WIDTHS = (2.0, 5.0, 10.0, 20.0)
 AMOUNTS = (75, 150, 300, 600, 1200, 2400)  # of 3,236 training people
 SIZES = {"s": "small", "m": "base", "l": "large"}
+PAIR = {"rmse": "RMSE (points of 100)", "kl": "KL(people ‖ model), nats"}
 
 
 def _numeric(**options: Any) -> dict[str, Any]:
@@ -64,75 +73,53 @@ SWEEP = Experiment(
 )  # fmt: skip
 
 PAPER, OURS = "2403.20252", "beyond the paper"
+RMSE_BY_T = [f"rmse all t={t:g}" for t in TEMPERATURES]
 CLAIMS = [
-    Claim(
-        "10.1a", "A higher temperature costs individual fit", PAPER,
-        "slope of RMSE on t, 0 to 1, points", "> 0",
-        lambda ran: ran.slope(TEMPERATURES, [f"rmse all t={t:g}" for t in TEMPERATURES], "LoRA"),
-    ),
-    Claim(
-        "10.1b", "A higher temperature fits the population", PAPER,
-        "KL at t = 1 minus greedy, nats", "< 0",
-        lambda ran: ran.change("kl all t=1", "kl all t=0", "LoRA"),
-    ),
-    Claim(
-        "10.2a", "QLoRA fits the population as LoRA does", PAPER,
-        "KL at t = 1, QLoRA minus LoRA, nats", "within 0.02",
-        lambda ran: ran.gain("kl all t=1", "QLoRA", "LoRA"),
-    ),
-    Claim(
-        "10.2b", "QLoRA fits the individual as LoRA does", PAPER,
-        "greedy RMSE, QLoRA minus LoRA, points", "within 1",
-        lambda ran: ran.gain("rmse all t=0", "QLoRA", "LoRA"),
-    ),
-    Claim(
-        "10.3", "The numeric penalty lowers greedy RMSE", PAPER,
-        "greedy RMSE, with minus without, points", "< 0",
-        lambda ran: ran.gain("rmse all t=0", "numeric penalty", "LoRA"),
-    ),
-    Claim(
-        "10.4a", "The model knows people, not just the population", OURS,
-        "per-person KL to the truth, LoRA minus marginal, nats", "< 0",
-        lambda ran: ran.gain("truth all", "LoRA", "marginal"),
-    ),
-    Claim(
-        "10.4b", "The expected value is a better guess than greedy", OURS,
-        "RMSE, expected value minus greedy, points", "< 0",
-        lambda ran: ran.change("rmse all mean", "rmse all t=0", "LoRA"),
-    ),
+    Claim("10.1a", "A higher temperature costs individual fit", PAPER,
+          "slope of RMSE on t, 0 to 1, points", "> 0",
+          lambda ran: ran.slope(TEMPERATURES, RMSE_BY_T, "LoRA")),
+    Claim("10.1b", "A higher temperature fits the population", PAPER,
+          "KL at t = 1 minus greedy, nats", "< 0",
+          lambda ran: ran.change("kl all t=1", "kl all t=0", "LoRA")),
+    Claim("10.2a", "QLoRA fits the population as LoRA does", PAPER,
+          "KL at t = 1, QLoRA minus LoRA, nats", "within 0.02",
+          lambda ran: ran.gain("kl all t=1", "QLoRA", "LoRA")),
+    Claim("10.2b", "QLoRA fits the individual as LoRA does", PAPER,
+          "greedy RMSE, QLoRA minus LoRA, points", "within 1",
+          lambda ran: ran.gain("rmse all t=0", "QLoRA", "LoRA")),
+    Claim("10.3", "The numeric penalty lowers greedy RMSE", PAPER,
+          "greedy RMSE, with minus without, points", "< 0",
+          lambda ran: ran.gain("rmse all t=0", "numeric penalty", "LoRA")),
+    Claim("10.4a", "The model knows people, not just the population", OURS,
+          "per-person KL to the truth, LoRA minus marginal, nats", "< 0",
+          lambda ran: ran.gain("truth all", "LoRA", "marginal")),
+    Claim("10.4b", "The expected value is a better guess than greedy", OURS,
+          "RMSE, expected value minus greedy, points", "< 0",
+          lambda ran: ran.change("rmse all mean", "rmse all t=0", "LoRA")),
 ]  # fmt: skip
 
 
-def add_others(course: Course, ran: Ran, benches: Mapping[int, Bench]) -> None:
-    """The model before tuning, and the baselines, beside the trained ones."""
-    ran.add("before", {s: survey_bench.before(course, s, b) for s, b in benches.items()}, True)
-    for name in BASELINES:
-        found = {s: survey_bench.baseline(b, name, s) for s, b in benches.items()}
-        ran.add(name, found, record=True)
-    for name, value in survey_bench.floors(benches[course.seed]).items():
-        course.results.add("floor", name, 0, course.seed, "value", value)
-
-
-def record_scatter(course: Course, ran: Ran, bench: Bench) -> None:
-    """Counts of (people's level, model's level) by phase, for `scatter_figure`: x is 100 a + b."""
-    said = {
-        (name, t): ran.items[name][course.seed].whole["answers"][t]
-        for name in ("LoRA", "QLoRA")
-        for t in (0.0, 1.0)
-    }
-    pairs = {"LoRA greedy": (bench.ratings, said["LoRA", 0.0])}
-    pairs["LoRA t=1"] = bench.ratings, said["LoRA", 1.0]
-    pairs["QLoRA greedy"] = bench.ratings, said["QLoRA", 0.0]
-    pairs["both greedy"] = said["LoRA", 0.0], said["QLoRA", 0.0]
-    pairs["own greedy"] = said["LoRA", 0.0], said["LoRA", 1.0]
-    for name, (a, b) in pairs.items():
-        for phase, here in bench.phases().items():
-            places, counts = np.unique(100 * a[here] + b[here], return_counts=True)
-            for x, n in zip(places, counts, strict=True):
-                course.results.add("scatter", name, int(x), course.seed, phase, n)
-
-
 # ---- figures -----------------------------------------------------------------------------------
+
+
+def look_figure(course: Course) -> None:
+    """Three people: what is true of them, and what the model says before and after tuning."""
+    rows = course.full_runs("people")
+    rows = rows if len(rows) else course.results.frame("people")
+    fig, axes = subplots(1, 3, figsize=(10.5, 3.1), sharey=True)
+    looks = {"truth": {"color": "#bbbbbb", "lw": 6}, "before": {"color": "#555555", "ls": "--"}}
+    looks |= {"LoRA": {"color": COLORS[0], "marker": "."}}
+    for ax, place in zip(axes, PLACES, strict=True):
+        for name, look in looks.items():
+            here = select(rows, measure=f"at {place}%", condition=name)
+            mean = here.groupby("x")["value"].mean()
+            ax.plot(mean.index, mean, label={"LoRA": "after tuning"}.get(name, name), **look)
+        ax.set(title=f"a person at {place} of 100", xlabel="rating")
+    axes[0].set(ylabel="probability")
+    axes[-1].legend()
+    about = "Test people at the 10th, 50th and 90th place of 100 by their true mean rating."
+    alt = "Three panels of three lines: the one after tuning follows the broad one, the truth."
+    save_figure(fig, "10_look", course=course, data=rows, caption=about, alt=alt)
 
 
 def idea_figure(course: Course) -> None:
@@ -149,12 +136,9 @@ def idea_figure(course: Course) -> None:
     right.set(title="the penalty blurs", xlabel="level", ylabel="probability")
     left.legend()
     right.legend()
-    about = "Left: weights of the numeric penalty. Right: the distribution with the smallest "
-    about += "normalised loss, beside the person's own."
-    alt = "Left: three triangles over the levels, with their tip at 6. Right: bars, and two "
-    alt += "lines that are flatter than the bars, the more so the wider the slope."
-    data = course.results.frame("none")
-    save_figure(fig, "10_idea", course=course, data=data, caption=about, alt=alt)
+    about = "Left: weights of the penalty. Right: what the normalised loss is smallest at."
+    alt = "Left: triangles with their tip at 6. Right: bars, and two lines flatter than these."
+    save_figure(fig, "10_idea", course=course, data="none", caption=about, alt=alt)
 
 
 def _means(course: Course, measure: str, condition: str) -> dict[str, float]:
@@ -164,52 +148,58 @@ def _means(course: Course, measure: str, condition: str) -> dict[str, float]:
     return {name: found["value"].mean() for name, found in rows.items() if len(found)}
 
 
-def _there(course: Course, names: list[str]) -> list[str]:
-    return [name for name in names if _means(course, "rmse all t=0", name)]
-
-
 def frontier_figure(course: Course) -> None:
     """KL against RMSE of every model and baseline, greedy and at temperature 1."""
-    names = [f"size {s}, before" for s in SIZES] + [f"size {s}" for s in SIZES]
-    names = _there(course, ["before", "LoRA", "QLoRA", *names, "SVR", "CatBoost", "random"])
+    sizes = [f"size {s}{when}" for when in (", before", "") for s in SIZES]
+    names = ["before", "LoRA", "QLoRA", *sizes, "SVR", "CatBoost", "random"]
     fig, axes = subplots(1, 2, figsize=(11, 4.4), sharey=True)
     for ax, phase in zip(axes, ("initial", "post"), strict=True):
         for order, name in enumerate(names):
-            ends = []
-            for t in (0, 1):
-                rmse, kl = (_means(course, f"{m} {phase} t={t}", name) for m in ("rmse", "kl"))
-                if not rmse:
-                    continue
-                use = "full" if "full" in rmse else "own"
-                ends.append((rmse[use], kl[use]))
-                look = {"color": COLORS[order % 7], "marker": MARKERS[order % 7]}
-                face = "white" if t else COLORS[order % 7]
-                ax.plot(*ends[-1], ls="none", mfc=face, **look)
-            ax.plot(*np.transpose(ends), color=COLORS[order % 7], lw=0.8)
-            if ends:
-                ax.annotate(name, ends[0], (5, 3), textcoords="offset points", size=8)
-        ax.set(title=f"{phase} answers", xlabel="RMSE (points of 100)", yscale="log")
-    axes[0].set(ylabel="KL(people ‖ model), nats, log scale")
-    about = "Each model and baseline, greedy (filled) and at temperature 1 (open). Means of the "
-    about += "committed full runs where there are any, else this run. Low and left is good."
-    alt = "Two panels of points, joined in pairs: the open one of a pair lies lower and to the "
-    alt += "right of the filled one."
+            found = [_means(course, f"{m} {phase} t={t}", name) for t in (0, 1) for m in PAIR]
+            if not all(found):
+                continue
+            ends = np.reshape([one.get("full", one.get("own")) for one in found], (2, 2))
+            look = {"color": COLORS[order % 7], "marker": MARKERS[order % 7]}
+            ax.plot(*ends.T, lw=0.8, mfc="white", **look)
+            ax.plot(*ends[:1].T, **look)
+            ax.annotate(name, ends[0], (5, 3), textcoords="offset points", size=8)
+        ax.set(title=f"{phase} answers", xlabel=PAIR["rmse"], yscale="log")
+    axes[0].set(ylabel=f"{PAIR['kl']}, log scale")
+    about = "Greedy (filled) and sampled (open) answers, means of the committed full runs where "
+    about += "there are any, else of this run. Low and left is good."
+    alt = "Points joined in pairs: the open one lies lower and to the right of the filled one."
     save_figure(fig, "10_frontier", course=course, data="10", caption=about, alt=alt)
+
+
+def _panels(
+    course: Course, name: str, titles: Mapping, draw: Callable, xlabel: str, **words: str
+) -> None:
+    """A panel a measure, `draw(ax, measure)`; titles by measure; caption and alt text."""
+    fig, axes = subplots(1, len(titles), figsize=(1.5 + 3.6 * len(titles), 3.4))
+    for ax, (measure, title) in zip(axes, titles.items(), strict=True):
+        draw(ax, measure)
+        ax.set(title=title, xlabel=xlabel)
+    axes[0].legend()
+    save_figure(fig, f"10_{name}", course=course, data=course.results.frame(), **words)
+
+
+def _curves(course: Course, claim: str, joined: bool | None = None) -> Callable:
+    """What draws a recorded curve of the two arms, by measure."""
+
+    def draw(ax: Axes, measure: str) -> None:
+        for order, name in enumerate(("LoRA", "numeric penalty")):
+            look = {"order": order, "label": name, "joined": joined}
+            points(ax, course, claim, measure, name, **look)
+
+    return draw
 
 
 def temperature_figure(course: Course) -> None:
     """RMSE and KL against the temperature."""
-    fig, axes = subplots(1, 2, figsize=(9.5, 3.4))
-    titles = {"rmse": "RMSE (points of 100)", "kl": "KL(people ‖ model), nats"}
-    for ax, (measure, title) in zip(axes, titles.items(), strict=True):
-        for order, name in enumerate(("LoRA", "numeric penalty")):
-            points(ax, course, "temperature", measure, name, order=order, label=name)
-        ax.set(title=title, xlabel="temperature")
-    axes[0].legend()
-    about = "All test answers by temperature; 0 is greedy. Outlined: this run; lines and bands: "
-    about += "full runs, mean and 95%."
+    about = "All test answers by temperature; 0 is greedy. Outlined: this run; bands: full runs."
     alt = "Left: RMSE rises with the temperature. Right: KL falls."
-    save_figure(fig, "10_temperature", course=course, data="temperature", caption=about, alt=alt)
+    draw = _curves(course, "temperature")
+    _panels(course, "temperature", PAIR, draw, "temperature t", caption=about, alt=alt)
 
 
 def _row(ax: Axes, course: Course, measure: str, names: Mapping[str, Any], order: int, **look: Any):
@@ -221,34 +211,27 @@ def _row(ax: Axes, course: Course, measure: str, names: Mapping[str, Any], order
 
 def width_figure(course: Course) -> None:
     """Greedy RMSE and KL at temperature 1 by the slope width d, raw and normalised."""
-    fig, axes = subplots(1, 2, figsize=(9.5, 3.4))
     raw = {("numeric penalty" if d == PENALTY["d"] else f"d = {d:g}"): d for d in WIDTHS}
-    blurred = {f"d = {d:g}, normalised": d for d in WIDTHS}
-    titles = {"rmse all t=0": "greedy RMSE (points)", "kl all t=1": "KL at t = 1 (nats)"}
-    for ax, (measure, title) in zip(axes, titles.items(), strict=True):
-        for order, (label, names) in enumerate({"raw": raw, "normalised": blurred}.items()):
+    forms = {"raw": raw, "normalised": {f"d = {d:g}, normalised": d for d in WIDTHS}}
+
+    def draw(ax: Axes, measure: str) -> None:
+        for order, (label, names) in enumerate(forms.items()):
             _row(ax, course, measure, names, order, label=label)
         _row(ax, course, measure, {"LoRA": 0}, 6, label="without")
-        ax.set(title=title, xlabel="slope width d, levels")
-    axes[0].legend()
+
     about = "The numeric penalty by its width; at 0 the plain arm. Outlined: this run."
     alt = "Two panels with marks for raw and normalised weights at four widths."
-    save_figure(fig, "10_width", course=course, data="10", caption=about, alt=alt)
+    titles = {"rmse all t=0": "greedy RMSE (points)", "kl all t=1": "KL at t = 1 (nats)"}
+    _panels(course, "width", titles, draw, "slope width d, levels", caption=about, alt=alt)
 
 
 def learning_figure(course: Course) -> None:
     """Cross-entropy and greedy RMSE over the training, with and without the penalty."""
-    fig, axes = subplots(1, 2, figsize=(9.5, 3.4))
-    titles = {"ce": "cross-entropy (nats)", "rmse": "greedy RMSE (points)"}
-    for ax, (measure, title) in zip(axes, titles.items(), strict=True):
-        for order, name in enumerate(("LoRA", "numeric penalty")):
-            look = {"order": order, "joined": True, "label": name}
-            points(ax, course, "learning", measure, name, **look)
-        ax.set(title=title, xlabel="optimiser step")
-    axes[0].legend()
     about = "Training answers as they are met, each new at that time, in tenths of the training."
     alt = "Two curves a panel that fall and level off."
-    save_figure(fig, "10_learning", course=course, data="learning", caption=about, alt=alt)
+    titles = {"ce": "cross-entropy (nats)", "rmse": "greedy RMSE (points)"}
+    draw = _curves(course, "learning", joined=True)
+    _panels(course, "learning", titles, draw, "optimiser step", caption=about, alt=alt)
 
 
 def success_figure(course: Course) -> None:
@@ -280,32 +263,32 @@ def scatter_figure(course: Course, phase: str = "initial") -> None:
         line = [0, max(1, a.max(), b.max())] if len(here) else [0, 1]
         ax.plot(line, line, color="black", lw=0.8, ls=":")
         ax.set(xlabel=f"{x} (level)", ylabel=f"{y} (level)")
-    about = f"{phase.capitalize()} answers of the test people; the area of a mark is how many "
-    about += "there are. Dotted: the same answer."
+    about = f"{phase.capitalize()} answers of the test people; areas are counts. Dotted: equal."
     alt = "Three panels of marks on a grid of levels; greedy answers use few levels."
-    name = f"10_scatter_{phase}"
+    name = "10_scatter" if phase == "initial" else f"10_{phase}_scatter"
     save_figure(fig, name, course=course, data="scatter", caption=about, alt=alt)
 
 
 def amount_figure(course: Course) -> None:
     """Fit by the number of training people."""
-    fig, axes = subplots(1, 3, figsize=(10.5, 3.3))
     names = {f"{n} people": n for n in AMOUNTS} | {"LoRA": 3236}
-    titles = {"truth all": "per-person KL to the truth", "rmse all mean": "RMSE, expected value"}
-    titles["kl all t=1"] = "KL at t = 1"
-    for ax, (measure, title) in zip(axes, titles.items(), strict=True):
-        _row(ax, course, measure, names, 0)
+
+    def draw(ax: Axes, measure: str) -> None:
+        _row(ax, course, measure, names, 0, label="LoRA")
         if level := _means(course, measure, "marginal"):
             ax.axhline(next(reversed(level.values())), color="black", lw=1, ls=":")
-        ax.set(title=title, xlabel="training people (log scale)", xscale="log")
+        ax.set(xscale="log")
+
     about = "More people, better fit; dotted: everyone gets the population's own shares."
     alt = "Three panels of marks that fall as the number of people grows."
-    save_figure(fig, "10_amount", course=course, data="10", caption=about, alt=alt)
+    titles = {"truth all": "per-person KL to the truth", "rmse all mean": "RMSE, expected value"}
+    titles["kl all t=1"] = "KL at t = 1"
+    _panels(course, "amount", titles, draw, "training people (log)", caption=about, alt=alt)
 
 
 def baselines_figure(course: Course) -> None:
     """Models and baselines, each greedy, sampled and by its expected value."""
-    names = _there(course, ["LoRA", "numeric penalty", *BASELINES, "before"])
+    names = ["LoRA", "numeric penalty", *BASELINES, "before"]
     fig, axes = subplots(1, 2, figsize=(10, 3.8), sharex=True)
     for order, (t, label) in enumerate({"t=0": "greedy", "t=1": "sampled"}.items()):
         for ax, measure in zip(axes, ("rmse", "kl"), strict=True):
@@ -313,8 +296,7 @@ def baselines_figure(course: Course) -> None:
             _row(ax, course, f"{measure} all {t}", at, order, label=label)
     at = {name: place + 0.32 for place, name in enumerate(names)}
     _row(axes[0], course, "rmse all mean", at, 2, label="expected value")
-    titles = "RMSE (points of 100)", "KL(people ‖ model), nats, log scale"
-    for ax, title in zip(axes, titles, strict=True):
+    for ax, title in zip(axes, PAIR.values(), strict=True):
         ax.set_xticks(range(len(names)), names, rotation=40, ha="right")
         ax.set(title=title)
     axes[1].set(yscale="log")
@@ -325,9 +307,17 @@ def baselines_figure(course: Course) -> None:
 
 
 def post_scatter_figure(course: Course) -> None:
-    """`scatter_figure` of the answers after a sentence."""
+    """The same of the answers after a sentence."""
     scatter_figure(course, "post")
 
 
-FIGURES = (idea_figure, frontier_figure, temperature_figure, width_figure, learning_figure)
-FIGURES += (success_figure, scatter_figure, post_scatter_figure, amount_figure, baselines_figure)
+def trl_figure(course: Course) -> None:
+    """The loss of our loop and of TRL's trainer, step by step."""
+    about = "The same rows, order and settings in our loop (wide line) and in TRL (squares)."
+    alt = "Two training curves that lie on each other at every step."
+    beside_trl(course, "SFTTrainer", "8 rows", "rating", caption=about, alt=alt)
+
+
+FIGURES = (look_figure, idea_figure, learning_figure, success_figure, scatter_figure)
+FIGURES += (post_scatter_figure, frontier_figure, temperature_figure, width_figure, amount_figure)
+FIGURES += (baselines_figure, trl_figure)

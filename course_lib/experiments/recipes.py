@@ -478,9 +478,9 @@ def surveyed(course: Course, role: str = "") -> str:
 
 
 def population_config(course: Course, base: str, **changes: Any) -> PopulationConfig:
-    """The course's settings for LoRA on a survey; all weights take an eighth of its rate."""
+    """The course's settings for LoRA on a survey; all weights take a third of its rate."""
     small = parameters_of(course, base) < SMALL
-    settings = {"learning_rate": 4e-3 if small else 5e-4, "num_steps": 300}
+    settings = {"learning_rate": 1.5e-3 if small else 3e-4, "num_steps": 300}
     like = sft_config(course, base, lora=False)
     settings |= {"dtype": like.dtype, "gradient_checkpointing": like.gradient_checkpointing}
     return PopulationConfig(**{**settings, **changes})

@@ -6,16 +6,17 @@ of `population.kl_rows`), so intervals count the luck of who was asked. RMSE is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from course_lib.algorithms import population
-from course_lib.experiments import baselines
-from course_lib.experiments.experiment import Items
+from course_lib.experiments import baselines, records
+from course_lib.experiments.experiment import Items, Ran
 from course_lib.experiments.recipes import load_for_survey, surveyed, training_history
 from course_lib.inputs.people import asked_rows, survey_parts, true_probs
 from course_lib.inputs.survey import Survey
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 1.0)
 TEST_POSTS = 2  # answers after sentences of each test person, beside the initial one
+PLACES = (10, 50, 90)  # per cent: whose distributions are shown, by their expected value
 ASKED = 64  # people who are asked in words, for the success rate
 
 
@@ -56,7 +58,7 @@ class Bench:
         return {name: here for name, here in found.items() if here.any()}
 
 
-def load_bench(course: Course, seed: int, **survey: Any) -> Bench:
+def load_bench(course: Course, seed: int, survey: Mapping[str, Any]) -> Bench:
     """The bench of one seed; `survey` as in `inputs.people.survey_parts`."""
     train, validation, test = survey_parts(**survey)
     rows = asked_rows(test, TEST_POSTS)
@@ -163,7 +165,7 @@ def measured_in_words(
     course: Course, folder: str, condition: str, seed: int, settings: Mapping, _: Bench
 ) -> Items:
     """The measures on the 0-100 scale, where an answer is sampled and not computed."""
-    bench = load_bench(course, seed, **settings["survey"])
+    bench = load_bench(course, seed, settings["survey"])
     model, tokenizer = load_for_survey(course, folder, settings.get("quantize"))
     low, high, found = bench.test.low, bench.test.high, {}
     human = population.bins_of(bench.rows["rating"].to_numpy(), low, high)
@@ -201,6 +203,14 @@ def baseline(bench: Bench, name: str, seed: int) -> Items:
     return measured(bench, np.log(baselines.predicted(name, people, *tables, num_levels, seed)))
 
 
+def add_others(course: Course, ran: Ran, benches: Mapping[int, Bench]) -> None:
+    """The model before tuning, and the baselines, beside the trained ones."""
+    ran.add("before", {s: before(course, s, bench) for s, bench in benches.items()}, record=True)
+    for name in baselines.BASELINES:
+        found = {s: baseline(bench, name, s) for s, bench in benches.items()}
+        ran.add(name, found, record=True)
+
+
 def floors(bench: Bench) -> dict[str, float]:
     """How small KL and RMSE can be at all: by the truth where it is known, and from data alone."""
     ratings, n, num_levels = bench.ratings, len(bench.rows), bench.test.high - bench.test.low + 1
@@ -223,3 +233,107 @@ def _chance(bench: Bench, seed: int) -> float:
     uniform = np.random.default_rng(seed).random(len(bench.rows))
     answer = population.decode(np.log(bench.truth + 1e-12), 1.0, uniform)
     return population.kl_rows(bench.ratings, answer, bench.truth.shape[-1]).mean()
+
+
+# ---- for a closer look -------------------------------------------------------------------------
+
+
+def median_people(ran: Ran, bench: Bench, n: int = 4) -> list[dict[str, Any]]:
+    """Initial answers of the `n` test people whose gain by tuning is nearest to the median."""
+    seed = ran.course.seed
+    first = bench.phases().get("initial", np.ones(len(bench.rows), bool))
+    names, human = ("before", "LoRA"), bench.ratings[first]
+    whole = {name: ran.items[name][seed].whole for name in names}
+    means = {n: population.expected_value(one["probs"][first]) for n, one in whole.items()}
+    errors = {name: np.abs(mean - human) for name, mean in means.items()}
+    table = []
+    for i in records.chosen(errors["before"] - errors["LoRA"], "median gain", n):
+        row = bench.rows[first].iloc[i]
+        cells = {"asked": row["messages"][0]["content"], "said": row["rating"]}
+        for name, one in whole.items():
+            greedy, drawn = (one["answers"][t][first][i] + bench.test.low for t in (0.0, 1.0))
+            mean = means[name][i] + bench.test.low
+            cells[name] = f"greedy {greedy}, sampled {drawn}, mean {mean:.1f}"
+        table.append(cells)
+    return table
+
+
+def under_other_names(ran: Ran, bench: Bench, seed: int = 0) -> list[dict[str, Any]]:
+    """The tuned model's measures, and those where each test person gets another one's answers."""
+    probs, order = ran.items["LoRA"][seed].whole["probs"], np.arange(len(bench.rows))
+    for phase, here in bench.phases().items():
+        if phase != "all":
+            order[here] = np.random.default_rng(seed).permutation(order[here])
+    found = {"as it is": measured(bench, np.log(probs))}
+    found["under another's name"] = measured(bench, np.log(probs[order]))
+    shown = {"KL of the population": "kl all t=1", "RMSE, expected value": "rmse all mean"}
+    shown |= {"per-person KL to the truth": "truth all"} if bench.truth is not None else {}
+    return [
+        {"": name} | {label: float(items.values[m].mean()) for label, m in shown.items()}
+        for name, items in found.items()
+    ]
+
+
+def sentence_shifts(course: Course, folder: str, bench: Bench, people: int = 30) -> list[dict]:
+    """The shift of the mean rating that a model expects of each sentence, in points, best first.
+
+    Of some test people, all asked all; beside the planted shift of the same people, if known.
+    """
+    texts = dict(bench.train.answers[["item", "text"]].drop_duplicates("item").to_numpy())
+    texts = {"": ""} | {item: text for item, text in texts.items() if item}
+    pairs = [(p, item) for p in range(min(people, len(bench.test.people))) for item in texts]
+    answers = pd.DataFrame(pairs, columns=["person", "item"]).assign(rating=bench.test.low)
+    answers["text"] = answers["item"].map(texts)
+    every = replace(bench.test, answers=answers)
+    model, tokenizer = load_for_survey(course, folder)
+    ids = population.level_ids(tokenizer, every.low, every.high)
+    asked = asked_rows(every).to_dict("records")
+    rows = population.render_rows(tokenizer, asked, every.low, one_token=True)
+    probs = {"expected": population.level_probs(population.predict(model, rows, ids))}
+    if bench.truth is not None:
+        probs["planted"] = true_probs(every)
+    shape = -1, len(texts)
+    means = {n: population.expected_value(p).reshape(shape).mean(0) for n, p in probs.items()}
+    shifts = {n: (mean - mean[0]) * bench.points for n, mean in means.items()}
+    order = np.argsort(-shifts["expected"][1:]) + 1
+    said = list(texts.values())
+    return [{"sentence": said[i]} | {n: float(s[i]) for n, s in shifts.items()} for i in order]
+
+
+def as_demonstrations(rows: Sequence[dict], ids: Sequence[int], seed: int) -> list[dict]:
+    """Rendered rows with the rating's token at their end, in the order of our loop, for TRL."""
+    rows = [
+        {
+            "input_ids": [*row["input_ids"], ids[row["target"]]],
+            "completion_mask": [0] * len(row["input_ids"]) + [1],
+        }
+        for row in rows
+    ]
+    random.Random(seed).shuffle(rows)
+    return rows
+
+
+def record_figures(course: Course, ran: Ran, bench: Bench) -> None:
+    """What the figures of single people and of pairs of answers are drawn from, of one seed."""
+    seed = course.seed
+    names = ("LoRA", "QLoRA")
+    said = {(n, t): ran.items[n][seed].whole["answers"][t] for n in names for t in (0.0, 1.0)}
+    pairs = {"LoRA greedy": (bench.ratings, said["LoRA", 0.0])}
+    pairs["LoRA t=1"] = bench.ratings, said["LoRA", 1.0]
+    pairs["QLoRA greedy"] = bench.ratings, said["QLoRA", 0.0]
+    pairs["both greedy"] = said["LoRA", 0.0], said["QLoRA", 0.0]
+    pairs["greedy and t=1"] = said["LoRA", 0.0], said["LoRA", 1.0]
+    for name, (a, b) in pairs.items():
+        for phase, here in bench.phases().items():
+            places, counts = np.unique(100 * a[here] + b[here], return_counts=True)
+            for x, n in zip(places, counts, strict=True):
+                course.results.add("scatter", name, int(x), seed, phase, n)
+    probs = {n: ran.items[n][seed].whole["probs"] for n in ("before", "LoRA")}
+    probs |= {} if bench.truth is None else {"truth": bench.truth}
+    first = np.flatnonzero(bench.phases().get("initial", np.ones(len(bench.rows), bool)))
+    order = first[np.argsort(population.expected_value(probs.get("truth", probs["LoRA"])[first]))]
+    for place in PLACES:  # from the lowest to the highest expected value
+        row = order[int(place / 100 * (len(order) - 1))]
+        for name, p in probs.items():
+            for level, value in enumerate(p[row]):
+                course.results.add("people", name, level, seed, f"at {place}%", value)

@@ -20,7 +20,7 @@ from course_lib.world import population
 
 ABOUT = "You are this person: {values}."  # values that need no names make a shorter prompt
 OTHERS = ("coffee", "phones", "gym")
-OTHER_FORMS = {"0-9": 0.6, "0-100": 0.25, "1-5": 0.15}  # share of the people asked on each scale
+OTHER_FORMS = {"0-9": 0.7, "0-100": 0.2, "1-5": 0.1}  # share of the people asked on each scale
 OTHER_SEED = 50_000  # of these people, and up; the survey on cars asks people of smaller seeds
 MOST_LEVELS = 10
 

@@ -29,7 +29,9 @@ from course_lib import ROOT, check_checkout
 
 DEGREES = 5  # of freedom of the noise
 POSTS = 5  # sentences that each person reads, as in the survey of the paper
-SPREAD_OF_DRAWN = 6.0  # points; the effects of the other surveys are normal with this deviation
+# Effects of the other surveys: a share of those on cars, as who likes one new thing likes another,
+# and a normal part of their own with this deviation, in points.
+ALIKE, SPREAD_OF_DRAWN = 0.6, 4.0
 Person = dict[str, str]
 
 
@@ -120,17 +122,14 @@ def _effects(survey: str, item: str) -> tuple[float, dict[str, dict[str, float]]
     world = facts()
     if survey != "cars":
         own, told = np.random.default_rng(_number(survey)), np.random.default_rng(_number(item))
-        fields = {
-            name: {level: SPREAD_OF_DRAWN * own.normal() for level in about["shares"]}
-            for name, about in world["fields"].items()
+        drawn = {
+            name: {
+                level: ALIKE * v + SPREAD_OF_DRAWN * own.normal()
+                for level, v in world["effects"][name].items()
+            }
+            for name in world["fields"]
         }
-        if not item:
-            return world["enthusiasts"], fields
-        moved = {
-            name: {level: v + 0.4 * SPREAD_OF_DRAWN * told.normal() for level, v in by.items()}
-            for name, by in fields.items()
-        }
-        return world["enthusiasts"] + 4 * told.normal(), moved
+        return world["enthusiasts"] + (5 * told.normal() if item else 0), drawn
     fields = {
         name: {level: world["spread"] * v for level, v in by.items()}
         for name, by in world["effects"].items()
