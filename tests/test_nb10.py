@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from tiny import tiny_folder
 
 from course_lib.algorithms import population
 from course_lib.experiments import nb10, survey_bench
@@ -14,10 +13,10 @@ POCKET = {"people": 120}
 
 
 def ran_on(survey, tmp_path, monkeypatch):
-    """(course, what the live conditions gave, bench) with a tiny random model."""
+    """(course, what the live conditions gave, bench) with a model that has read no survey."""
     monkeypatch.setenv("COURSE_BUILD", str(tmp_path))
     course = setup("pocket", "live", notebook="10")
-    course.profile.models["surveyed"] = str(tiny_folder())
+    course.profile.models["surveyed"] = "pocket/m"
     benches = {0: survey_bench.load_bench(course, 0, survey)}
     ran = run(course, nb10.SWEEP, by=benches, survey=survey, num_steps=2)
     survey_bench.add_others(course, ran, benches)

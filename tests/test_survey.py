@@ -1,6 +1,5 @@
 """A researcher's own survey: every usual layout is read, all that is wrong is said at once."""
 
-import numpy as np
 import pytest
 import yaml
 

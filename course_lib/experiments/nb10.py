@@ -1,7 +1,4 @@
-"""Notebook 10, a model and a population: conditions, claims, and the figures that the paper names.
-
-Figures are functions of recorded rows: of this run, and of the committed full runs.
-"""
+"""Notebook 10, a model and a population: conditions, claims, and the paper's figures."""
 
 from __future__ import annotations
 
@@ -15,15 +12,7 @@ from course_lib.experiments import recipes, survey_bench
 from course_lib.experiments.baselines import BASELINES
 from course_lib.experiments.experiment import Claim, Experiment
 from course_lib.experiments.survey_bench import PLACES, TEMPERATURES
-from course_lib.kit.figures import (
-    COLORS,
-    MARKERS,
-    beside_trl,
-    points,
-    save_figure,
-    series,
-    subplots,
-)
+from course_lib.kit.figures import COLORS, beside_trl, points, save_figure, series, subplots
 from course_lib.kit.results import select
 
 if TYPE_CHECKING:
@@ -42,17 +31,12 @@ def _numeric(**options: Any) -> dict[str, Any]:
     return {"loss": "numeric", "options": PENALTY | options}
 
 
-def _in_words(shared: Mapping[str, Any]) -> dict[str, Any]:
-    return shared["survey"] | {"form": "0-100"}
-
-
 def _lacks(course: Course, settings: Mapping[str, Any]) -> str:
-    role = settings.get("role")
-    if settings["survey"].get("form") and settings["survey"].get("file"):
+    role, survey, models = settings.get("role"), settings["survey"], course.profile.models
+    if survey.get("form") and survey.get("file"):
         return "on the pocket world's people alone"
-    if role and course.profile.models.get(role) in (None, course.model("base")) and role != "base":
-        return "needs a second model"
-    return ""
+    own = role in (None, "base") or models.get(role) not in (None, models["base"])
+    return "" if own else "needs a second model"
 
 
 SWEEP = Experiment(
@@ -67,8 +51,8 @@ SWEEP = Experiment(
     | {f"size {name}, before": {"role": role, "num_steps": 0} for name, role in SIZES.items()}
     | {loss: {"loss": loss} for loss in ("number-token", "forward KL", "Wasserstein")}
     | {"all weights": {"lora": 0, "learning_rate": 5e-4}}
-    | {f"{name}, 0-100": {"survey": _in_words} | own for name, own in {
-        "LoRA": {}, "QLoRA": {"quantize": "nf4"}}.items()},
+    | {f"{name}, 0-100": {"survey": lambda shared: shared["survey"] | {"form": "0-100"}} | own
+       for name, own in {"LoRA": {}, "QLoRA": {"quantize": "nf4"}}.items()},
     skip=_lacks,
 )  # fmt: skip
 
@@ -97,9 +81,6 @@ CLAIMS = [
           "RMSE, expected value minus greedy, points", "< 0",
           lambda ran: ran.change("rmse all mean", "rmse all t=0", "LoRA")),
 ]  # fmt: skip
-
-
-# ---- figures -----------------------------------------------------------------------------------
 
 
 def look_figure(course: Course) -> None:
@@ -159,9 +140,8 @@ def frontier_figure(course: Course) -> None:
             if not all(found):
                 continue
             ends = np.reshape([one.get("full", one.get("own")) for one in found], (2, 2))
-            look = {"color": COLORS[order % 7], "marker": MARKERS[order % 7]}
-            ax.plot(*ends.T, lw=0.8, mfc="white", **look)
-            ax.plot(*ends[:1].T, **look)
+            ax.plot(*ends.T, **series(order, lw=0.8, mfc="white"))
+            ax.plot(*ends[:1].T, **series(order))
             ax.annotate(name, ends[0], (5, 3), textcoords="offset points", size=8)
         ax.set(title=f"{phase} answers", xlabel=PAIR["rmse"], yscale="log")
     axes[0].set(ylabel=f"{PAIR['kl']}, log scale")
@@ -202,10 +182,11 @@ def temperature_figure(course: Course) -> None:
     _panels(course, "temperature", PAIR, draw, "temperature t", caption=about, alt=alt)
 
 
-def _row(ax: Axes, course: Course, measure: str, names: Mapping[str, Any], order: int, **look: Any):
+def _row(ax: Axes, course: Course, measure: str, names: Mapping, order: int, **look: Any) -> None:
     """The means of conditions, each at its place on the axis."""
+    claim = look.pop("claim", "10")
     for name, place in names.items():
-        points(ax, course, "10", measure, name, order=order, positions={0: place}, **look)
+        points(ax, course, claim, measure, name, order=order, positions={0: place}, **look)
         look.pop("label", None)
 
 
@@ -237,11 +218,10 @@ def learning_figure(course: Course) -> None:
 def success_figure(course: Course) -> None:
     """How often an answer is a number of the scale, before and after tuning."""
     fig, ax = subplots(figsize=(7, 3))
-    names = {name: place for place, name in enumerate(("before", "LoRA", "QLoRA"))}
+    names = {"before": 0, "LoRA": 1, "QLoRA": 2}
     for order, measure in enumerate(("greedy", "t=1")):
-        for name, place in names.items():
-            at, label = {0: place + 0.12 * order}, measure if place == 0 else None
-            points(ax, course, "success", measure, name, order=order, positions=at, label=label)
+        at = {name: place + 0.12 * order for name, place in names.items()}
+        _row(ax, course, measure, at, order, claim="success", label=measure)
     ax.set(xticks=range(3), xticklabels=names, ylim=(-0.03, 1.05), ylabel="share of valid answers")
     ax.legend()
     about = "The first integer in at most 8 tokens counts, if it lies on the scale."
@@ -253,15 +233,13 @@ def scatter_figure(course: Course, phase: str = "initial") -> None:
     """People's answers against the model's, and LoRA's against QLoRA's: areas are counts."""
     panels = {"LoRA greedy": ("people", "LoRA, greedy"), "LoRA t=1": ("people", "LoRA, t = 1")}
     panels["both greedy"] = "LoRA, greedy", "QLoRA, greedy"
-    fig, axes = subplots(1, 3, figsize=(10.5, 3.7))
-    rows = course.results.frame("scatter", phase)
+    rows, (fig, axes) = course.results.frame("scatter", phase), subplots(1, 3, figsize=(10.5, 3.7))
     rows = rows if len(rows) else select(course.full_runs("scatter"), measure=phase)
     for ax, (name, (x, y)) in zip(axes, panels.items(), strict=True):
         here = rows[rows["condition"] == name]
         a, b = here["x"].astype(int) // 100, here["x"].astype(int) % 100
         ax.scatter(a, b, 400 * here["value"] / max(1, here["value"].max()), color=COLORS[0])
-        line = [0, max(1, a.max(), b.max())] if len(here) else [0, 1]
-        ax.plot(line, line, color="black", lw=0.8, ls=":")
+        ax.axline((0, 0), slope=1, color="black", lw=0.8, ls=":")
         ax.set(xlabel=f"{x} (level)", ylabel=f"{y} (level)")
     about = f"{phase.capitalize()} answers of the test people; areas are counts. Dotted: equal."
     alt = "Three panels of marks on a grid of levels; greedy answers use few levels."
@@ -279,8 +257,8 @@ def amount_figure(course: Course) -> None:
             ax.axhline(next(reversed(level.values())), color="black", lw=1, ls=":")
         ax.set(xscale="log")
 
-    about = "More people, better fit; dotted: everyone gets the population's own shares."
-    alt = "Three panels of marks that fall as the number of people grows."
+    about = "Marks by the number of people; dotted: everyone gets the population's own shares."
+    alt = "Three panels of marks over the number of people, a dotted line in each."
     titles = {"truth all": "per-person KL to the truth", "rmse all mean": "RMSE, expected value"}
     titles["kl all t=1"] = "KL at t = 1"
     _panels(course, "amount", titles, draw, "training people (log)", caption=about, alt=alt)
@@ -314,7 +292,7 @@ def post_scatter_figure(course: Course) -> None:
 def trl_figure(course: Course) -> None:
     """The loss of our loop and of TRL's trainer, step by step."""
     about = "The same rows, order and settings in our loop (wide line) and in TRL (squares)."
-    alt = "Two training curves that lie on each other at every step."
+    alt = "Two curves that lie on each other."
     beside_trl(course, "SFTTrainer", "8 rows", "rating", caption=about, alt=alt)
 
 
