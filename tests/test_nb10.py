@@ -46,12 +46,12 @@ def test_every_condition_is_measured_person_by_person(pocket):
     assert ran.missing["75 people"] == "in the full run"
 
 
-def test_the_truth_has_the_smallest_per_person_kl_and_the_marginal_is_next_to_nothing(pocket):
+def test_the_truth_is_no_way_off_and_everything_else_is(pocket):
     _, ran, bench = pocket
     exact = survey_bench.measured(bench, np.log(bench.truth)).values["truth all"]
     assert np.abs(exact).max() < 1e-6
-    marginal = ran.items["marginal"][0].values["truth all"].mean()
-    assert 0.04 < marginal < ran.items["random"][0].values["truth all"].mean()
+    for name in ("marginal", "random", "ridge", "before"):
+        assert ran.items[name][0].values["truth all"].mean() > 0.03
 
 
 def test_claims_are_decided_or_missing_with_a_reason(pocket, capsys):

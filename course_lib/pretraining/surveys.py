@@ -30,7 +30,7 @@ from course_lib.inputs.people import (
     pocket_survey,
 )
 
-CHUNKS, CHUNK_ROWS = 5, 6000
+CHUNKS, CHUNK_ROWS = 4, 6000
 
 
 def train_surveyed(
