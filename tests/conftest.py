@@ -10,6 +10,7 @@ laptop                    all notebooks on Llama folders as a hub has them, a ch
                           system message of its own, real data, people's preferences
 gpu                       a notebook that samples and trains on Qwen3's architecture and template
 a real pretrained model   a tokenizer and weights that are not of this course's making
+SmolLM2                   a real model from the package index: its bytes, an answer, LoRA
 JupyterLab                `course lab` in a browser: all cells run, figures show, the form answers
 """
 

@@ -9,6 +9,7 @@ from tiny import CHAT, QWEN_TEMPLATE, SMOL_TEMPLATE, tiny
 from course_lib import CourseError
 from course_lib.algorithms import chat
 from course_lib.algorithms.chat import (
+    PLAIN_CHAT,
     batches,
     collate,
     end_of_turn,
@@ -19,7 +20,6 @@ from course_lib.algorithms.chat import (
     show_tokens,
     stop_ids,
 )
-from course_lib.inputs.models import PLAIN_CHAT
 
 LEARNED = [
     "<calc>37 * 46</calc><|im_end|>",
@@ -89,7 +89,7 @@ def test_plain_template_of_a_tokenizer_without_chat_tokens():
     tokenizer.chat_template = PLAIN_CHAT
     assert end_of_turn(tokenizer) == "<|endoftext|>"
     assert learned_pieces(tokenizer, render_chat(tokenizer, CHAT))[-1] == (
-        "You are welcome.<|endoftext|>"
+        " You are welcome.<|endoftext|>"
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 from course_lib import CourseError
 from course_lib.core.stats import Interval
 from course_lib.kit.claims import (
+    CLAIMS,
     Claim,
     claim,
     claims_table,
@@ -23,10 +24,9 @@ LOW, HIGH, WIDE = Interval(0.1, 0.05, 0.15), Interval(0.9, 0.85, 0.95), Interval
 
 
 @pytest.fixture
-def course(tmp_path, monkeypatch):
-    monkeypatch.setenv("COURSE_BUILD", str(tmp_path))
-    profile = SimpleNamespace(name="pocket")
-    return SimpleNamespace(profile=profile, effort="live", seeds=[0], seed=0, notebook="01")
+def course(tmp_path):
+    run = {"effort": "live", "seeds": [0], "seed": 0, "notebook": "01", "build": tmp_path}
+    return SimpleNamespace(profile=SimpleNamespace(name="pocket"), **run)
 
 
 def record(course, id="1.1a", interval=HIGH, target=">= 0.8", **more):
@@ -95,20 +95,27 @@ def test_a_second_run_replaces_and_another_effort_does_not(course):
     record(course, interval=LOW)
     course.effort = "full"
     record(course)
-    rows = load_claims()
+    rows = load_claims(course.build / CLAIMS)
     assert [(row.effort, row.holds) for row in rows] == [("full", True), ("live", False)]
 
 
 def test_order_is_that_of_the_notebooks(course):
     for id in ("10.1", "9.6", "1.1b", "1.10", "1.1a", "1.2"):
         record(course, id)
-    assert [row.id for row in load_claims()] == ["1.1a", "1.1b", "1.2", "1.10", "9.6", "10.1"]
+    assert [row.id for row in load_claims(course.build / CLAIMS)] == [
+        "1.1a",
+        "1.1b",
+        "1.2",
+        "1.10",
+        "9.6",
+        "10.1",
+    ]
 
 
 def test_many_notebooks_at_once_lose_nothing(course):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: record(course, f"2.{i}"), range(40)))
-    assert len(load_claims()) == 40
+    assert len(load_claims(course.build / CLAIMS)) == 40
 
 
 def test_a_measurement_needs_no_interval_and_has_no_verdict(course):
@@ -121,12 +128,13 @@ def test_a_measurement_needs_no_interval_and_has_no_verdict(course):
 def test_shown_with_words_and_escaped(course):
     record(course, "1.1"), record(course, "1.2", LOW), record(course, "1.3", WIDE)
     record(course, "1.4", WIDE, "computed")
-    page = claims_table("01")._repr_html_()
+    page = claims_table(course)._repr_html_()
     for word in ("holds", "does not hold here", "undecided at this sample size", "measured"):
-        assert word in page and word in repr(claims_table("01"))
+        assert word in page and word in repr(claims_table(course))
     assert "&lt;answers&gt;" in page and "base &amp; an" in page and "<answers>" not in page
     assert "0.900 [0.850, 0.950]" in page
-    assert repr(claims_table("02")) == "no claims yet"
+    course.build = course.build / "another"
+    assert repr(claims_table(course)) == "no claims yet"
 
 
 def test_a_live_claim_stands_beside_that_of_the_full_run(course):
@@ -157,11 +165,11 @@ def test_committed_rows_may_hold_more_than_a_claim(course, tmp_path):
     path = tmp_path / "claims.json"
     rows = [{**row, "share": 1.0} for row in json.loads(path.read_text(encoding="utf-8"))]
     path.write_text(json.dumps(rows), encoding="utf-8")
-    assert load_claims()[0].id == "1.1a"
+    assert load_claims(course.build / CLAIMS)[0].id == "1.1a"
 
 
 @pytest.mark.parametrize("text", ["[{", "[{}]", '{"a": 1}'])
 def test_a_damaged_file_says_what_to_do(course, tmp_path, text):
     (tmp_path / "claims.json").write_text(text, encoding="utf-8")
     with pytest.raises(CourseError, match="delete the file"):
-        load_claims()
+        load_claims(course.build / CLAIMS)

@@ -100,24 +100,25 @@ def test_a_missing_condition_prints_what_the_full_run_found(build):
     assert str(ran.mean("truth", "large")) == "needs a second model"
 
 
-def test_records_hold_every_item_and_the_selection_can_be_made_again(build):
+def test_records_hold_every_item_and_the_selection_can_be_made_again():
     ran = ran_at("full", by=dict.fromkeys(range(5), 2.0))
     ran.save([("slow", "truth", "median gain", 2), ("slow", "truth", "largest gain", 1)], "usual")
-    items, seeds = records.load_items(build / "results" / "90_items.npz")
+    folder = ran.course.build / "results"
+    items, seeds = records.load_items(folder / "90_items.npz")
     assert seeds == ran.course.seeds and items["9.1", "slow", "truth"].shape == (5, 6)
     assert items["9.1", "slow", "truth"] == pytest.approx(
         np.stack(ran.values("truth", "slow")), abs=0.01
     )
     gains = items["9.1", "slow", "truth"][0] - items["9.1", "usual", "truth"][0]
-    texts = read_json(build / "results" / "90_texts.json")
+    texts = read_json(folder / "90_texts.json")
     for rule, n in (("median gain", 2), ("largest gain", 1)):
         kept = [text for text in texts if text["rule"] == rule]
         assert [text["item"] for text in kept] == records.chosen(gains, rule, n)
     assert texts[0]["prompt"] == ROWS[texts[0]["item"]]["prompt"]
     assert list(texts[0]["answers"]) == ["usual", "slow"]
     ran.save([("slow", "truth", "median gain", 2)], "usual")  # again: in place of the first
-    assert read_json(build / "results" / "90_texts.json")[-1]["rule"] == "median gain"
-    assert len(read_json(build / "results" / "90_texts.json")) == 3
+    assert read_json(folder / "90_texts.json")[-1]["rule"] == "median gain"
+    assert len(read_json(folder / "90_texts.json")) == 3
 
 
 def test_rules_choose_by_gain_and_ties_go_to_the_first():

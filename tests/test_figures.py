@@ -27,6 +27,7 @@ def course(tmp_path, monkeypatch):
         parameters={"NUM_PROMPTS": 64},
         results=Results("01", "live"),
         replay=True,
+        build=tmp_path / "build",
     )
 
 
@@ -185,7 +186,7 @@ def test_a_run_leaves_the_committed_figures_alone(tmp_path, course):
     course.replay = False
     draw(course)
     assert not (tmp_path / "figures").exists()
-    assert len(list((tmp_path / "build" / "figures" / "pocket").iterdir())) == 3
+    assert len(list((course.build / "figures").iterdir())) == 3
 
 
 @pytest.mark.parametrize(

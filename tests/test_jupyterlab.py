@@ -148,7 +148,9 @@ def test_notebook_01_runs_from_the_menu_and_its_playground_answers(page, lab, li
         timeout=60_000,
     )
     assert notebook.read_bytes() == before
-    assert claims(live_run.build) == live_run.claims  # from the warm cache as from the empty one
+    # In a folder of its own, from the warm cache as from the empty one.
+    first = {k: v for k, v in live_run.claims.items() if k.startswith("1.")}
+    assert claims(live_run.build / "lab") == first
 
 
 def count_code_cells(notebook: bytes) -> int:

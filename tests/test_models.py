@@ -1,9 +1,9 @@
 """Loading, saving, sizes, tokenizer, LoRA and 4-bit weights."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from course_runs import real_files
+from huggingface_hub import errors
 from tiny import tiny, tiny_folder
 
 from course_lib import CourseError
@@ -25,8 +25,6 @@ from course_lib.pretraining.pocket import (
     pocket_config,
     train_tokenizer,
 )
-
-REAL = Path(__file__).resolve().parents[2] / "shared" / "models"
 
 
 def logits(model):
@@ -145,21 +143,23 @@ def test_wrong_dtype_and_quantize():
         load_model(str(tiny_folder()), quantize="int8")
 
 
-def test_hub_errors_are_told_apart():
+def test_hub_errors_are_told_apart_by_what_they_are_and_not_by_their_words():
     cases = {
-        "You are trying to access a gated repo.": "ungated",
-        "We couldn't connect to 'https://hub'": "offline",
-        "no file named model.safetensors": "pickle",
-        "x is not a valid model identifier": "revision",
+        errors.GatedRepoError.__new__(errors.GatedRepoError): "ungated",
+        errors.OfflineModeIsEnabled("x"): "offline",
+        ConnectionError("x"): "offline",
+        ValueError("401 gated connect"): "revision",
     }
-    for text, word in cases.items():
-        assert word in str(models._hub_error("a/b", OSError(text)))
+    for cause, word in cases.items():
+        error = OSError("what the loader makes of it")
+        error.__cause__ = cause
+        assert word in str(models._hub_error("a/b", error))
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="../shared/models is not there")
 @pytest.mark.parametrize("name", ["babyllama105", "stories260k"])
 def test_real_pretrained_weights(name):
-    model, tokenizer = load_model(str(REAL / name)), load_tokenizer(str(REAL / name))
+    folder = str(real_files("models") / name)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
     text = complete(model, tokenizer, ["Once upon a time"], max_new_tokens=40, temperature=0.0)[0]
     assert "there was a" in text, text
 

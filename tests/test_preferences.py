@@ -13,8 +13,9 @@ from test_recipes import course, folder  # noqa: F401  a tiny base model
 from tiny import tiny
 
 from course_lib.algorithms import dpo, reward
+from course_lib.core.cache import cache_dir
 from course_lib.experiments import preferences, recipes, reward_trials
-from course_lib.inputs.models import load_model, load_tokenizer
+from course_lib.inputs.models import load_model, load_reward_model, load_tokenizer
 from course_lib.inputs.profiles import load_profile
 from course_lib.kit.course import Course
 from course_lib.world import labellers
@@ -48,7 +49,7 @@ def test_answers_are_sampled_once_and_a_smaller_set_is_the_first_part(course):  
         for text, score in zip(row["completions"], row["scores"], strict=True):
             assert judge(row, text).score == score
     assert recipes.comparisons(course, "train", 4, 3) == rows[:4]
-    assert len(list((course.build / "cache").glob("answers-*/answers.json"))) == 2
+    assert len(list(cache_dir().glob("answers-*/answers.json"))) == 2
     biased = recipes.comparisons(course, "train", 6, 3, panel="biased")
     for one, other in zip(rows, biased, strict=True):
         assert one["completions"] == other["completions"]
@@ -160,7 +161,7 @@ def test_a_sweep_trains_what_is_not_there_yet(course):  # noqa: F811
     held_out = recipes.by_seed(course, tokenizer, "test", 4, 3)
     path = recipes.reward_model(course, 4, 3)
     key = (reward_trials.short(name), 4, 0)
-    trained = {key: reward.load_reward_model(path)}
+    trained = {key: load_reward_model(path)}
     runs = reward_trials.sweep(course, [(name, 2), (name, 4)], train, held_out, trained)
     assert list(runs) == [(key[0], 2, 0), key]
     assert runs[key].accuracy == pytest.approx(
@@ -177,8 +178,8 @@ def test_reward_model_is_a_stage_with_a_scale(course):  # noqa: F811
     assert recipes.reward_model(course, 8, 3) == first and steps == [4]
     assert recipes.reward_model(course, 8, 3, panel="biased") != first
     assert recipes.training_history(first)[0]["num_pairs"] == 6
-    model = reward.load_reward_model(first)
-    _, tokenizer = recipes.load(course, first)
+    model = load_reward_model(first)
+    tokenizer = load_tokenizer(first)
     rows = recipes.rendered(course, tokenizer, "train", 8, 3)
     scores = reward.score_ids(model, [ids for row in rows for ids in row["completions"]])
     unit = reward.normalise(model, scores)
@@ -193,7 +194,7 @@ def test_where_people_ranked_answers_of_others_the_scale_is_the_policys(course, 
     monkeypatch.setitem(course.profile.data, "preferences", "people")
     monkeypatch.setattr(recipes, "preference_rows", lambda *_: shouted)
     folder = recipes.reward_model(course, 8, 3)  # noqa: F811
-    model = reward.load_reward_model(folder)
+    model = load_reward_model(folder)
     start = recipes.policy_of(course, course.model("base"), 0)
     policy, tokenizer = recipes.load_policy(course, start)
     rows = recipes.answered(course, policy, tokenizer, "train", recipes.NUM_SCALE, 3, 0)

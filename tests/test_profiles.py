@@ -4,17 +4,20 @@ import json
 import os
 import platform
 import re
+import shutil
 import socket
 import subprocess
 import sys
 
 import pytest
+from tiny import tiny_folder
 
 from course_lib import CourseError
 from course_lib.core import offline
 from course_lib.inputs import profiles
 from course_lib.inputs.profiles import PROFILES, apply_overrides, load_profile
 from course_lib.kit.course import committed_course, setup
+from course_lib.kit.tables import side_by_side
 
 
 @pytest.fixture(autouse=True)
@@ -29,11 +32,23 @@ def restore(tmp_path, monkeypatch):
 
 
 def model_folder(path, *, leave_out=""):
-    path.mkdir()
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        if name != leave_out:
-            (path / name).write_text('{"max_position_embeddings": 128}', encoding="utf-8")
+    shutil.copytree(tiny_folder("smollm2"), path, ignore=lambda *_: [leave_out])
     return path
+
+
+def smollm2_folders(path, monkeypatch, in_hub_cache=()):
+    """A models folder as `course model get smollm2` leaves it, and what the hub's cache has."""
+    import huggingface_hub
+
+    monkeypatch.setenv("COURSE_MODELS", str(path))
+    (path / "smollm2").mkdir()
+    for name in ("instruct", "without-template"):
+        model_folder(path / "smollm2" / name)
+
+    def found(name, *_):
+        return "some/path" if name in in_hub_cache else None
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", found)
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -96,7 +111,7 @@ def test_new_base_takes_the_old_ones_roles(tmp_path, monkeypatch):
     course = setup(notebook="01")
     assert course.model("base") == course.model("medium") == str(folder.resolve())
     assert course.model("small") == "pocket/s" and course.models("early") == []
-    assert course.revision() is None and course.context == 128
+    assert course.revision() is None and course.context == 256
 
 
 def test_hub_ids_only_where_there_is_a_network():
@@ -106,7 +121,49 @@ def test_hub_ids_only_where_there_is_a_network():
         apply_overrides(load_profile("pocket"), hub)
 
 
-def test_too_little_memory_names_the_setting_that_fits(monkeypatch):
+def test_laptop_without_a_hub_has_one_model_in_two_roles(tmp_path, monkeypatch, capsys):
+    smollm2_folders(tmp_path, monkeypatch)
+    offline.block_network()  # what is here is found out without a connection
+    profile = apply_overrides(load_profile("laptop"), {})
+    assert {role: path.rpartition("smollm2")[2] for role, path in profile.models.items()} == {
+        "base": os.sep + "without-template",
+        "instruct": os.sep + "instruct",
+        "medium": os.sep + "without-template",
+    }
+    monkeypatch.setattr(profiles, "available_memory_gb", lambda: 99.0)
+    course = setup("laptop", notebook="01")
+    assert "without the chat template" in capsys.readouterr().out
+    assert course.models("large") == [] and course.models("medium") == [course.model("base")]
+    assert "same weights" in str(side_by_side([{"base, raw": "so on"}]))
+    assert "same weights" not in str(side_by_side([{"prompt": "so on"}]))
+    setup(notebook="01")
+    assert "same weights" not in str(side_by_side([{"base, raw": "so on"}]))
+
+
+def test_laptop_takes_what_is_given_and_what_the_hubs_cache_has(tmp_path, monkeypatch):
+    hub = load_profile("laptop").models
+    smollm2_folders(tmp_path, monkeypatch, in_hub_cache=(hub["base"], hub["instruct"]))
+    cached = apply_overrides(load_profile("laptop"), {})
+    assert cached.models == {r: m for r, m in hub.items() if r != "large"}
+    assert cached.stand_in == ""
+    given = apply_overrides(load_profile("laptop"), {"large_model": hub["large"]})
+    assert given.models == hub  # to be downloaded, as the user asks
+    own = model_folder(tmp_path / "own")
+    given = apply_overrides(load_profile("laptop"), {"base_model": str(own)})
+    assert given.models["small"] == given.models["base"] == str(own.resolve())
+    assert given.stand_in == ""
+
+
+def test_laptop_without_any_model_says_how_to_get_one(tmp_path, monkeypatch):
+    smollm2_folders(tmp_path, monkeypatch)
+    monkeypatch.setenv("COURSE_MODELS", str(tmp_path / "none"))
+    with pytest.raises(CourseError, match="run `course model get smollm2`") as error:
+        setup("laptop", notebook="01")
+    assert "\n" not in str(error.value)
+
+
+def test_too_little_memory_names_the_setting_that_fits(tmp_path, monkeypatch):
+    smollm2_folders(tmp_path, monkeypatch)
     monkeypatch.setattr(profiles, "available_memory_gb", lambda: 1.0)
     with pytest.raises(CourseError, match=r"needs 8 GB.*1\.0 GB are free; use PROFILE = 'pocket'"):
         setup("laptop", notebook="01")

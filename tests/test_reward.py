@@ -15,7 +15,6 @@ from course_lib.algorithms.reward import (
     calibration,
     collate_comparisons,
     evaluate_reward,
-    load_reward_model,
     make_reward_model,
     normalise,
     pairs_of,
@@ -29,7 +28,7 @@ from course_lib.algorithms.reward import (
     to_pairs,
     train_reward,
 )
-from course_lib.inputs.models import save_model
+from course_lib.inputs.models import load_reward_model, save_model
 
 WORDS = ["moon", "rocket", "pens", "days", "euros", "answer", "problem", "question", "help"]
 

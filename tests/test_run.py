@@ -4,6 +4,7 @@ import _thread
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from rich.console import Console
+from tiny import tiny_folder
 
 from course_lib import CourseError
 from course_lib.cli import report, run
@@ -40,6 +42,16 @@ CLAIM = (
 )
 
 
+# What `claim` leaves, without the library.
+LEFT = (
+    "import json, os, pathlib\n"
+    "row = {{'id': '{number}.1', 'statement': '', 'source': '', 'measure': '', 'effect': 1,"
+    " 'low': 1, 'high': 1, 'target': 'computed', 'holds': None, 'profile': 'pocket',"
+    " 'effort': 'live', 'seeds': [0], 'notebook': '{number}'}}\n"
+    "pathlib.Path(os.environ['COURSE_RUN'], 'claims.json').write_text(json.dumps([row]))"
+)
+
+
 def write_stub(folder: Path, number: str, *more: str, plain: bool = False) -> Path:
     """A stub notebook; `plain` leaves out the library, so that its kernel starts faster."""
     cells = [new_markdown_cell(f"# What is {number}?\n\n2 min")]
@@ -48,8 +60,8 @@ def write_stub(folder: Path, number: str, *more: str, plain: bool = False) -> Pa
         cells.append(new_code_cell(SETUP.format(number=number), metadata={"tags": ["setup"]}))
     cells.append(new_markdown_cell("## Train"))
     cells += [new_code_cell(source) for source in more]
-    if not plain:
-        cells.append(new_code_cell("course.finish()"))
+    last = LEFT.format(number=number) if plain else "course.finish()"
+    cells.append(new_code_cell(last))
     path = folder / f"{number}_stub.ipynb"
     nbformat.write(new_notebook(cells=cells), path)
     return path
@@ -106,7 +118,8 @@ def test_runs_resumes_and_sums_up(folders, monkeypatch, tmp_path, capsys):
     assert not outcome.error and outcome.peak_memory_gb > 0.05
     assert [c["id"] for c in outcome.claims] == ["1.1"] and outcome.claims[0]["holds"] is True
     assert re.search(r"01_stub: started.*\n01_stub: done in", capsys.readouterr().out)
-    executed = nbformat.read(plan.folder / "01_stub.ipynb", 4)
+    place = plan.place(plan.notebooks[0])
+    executed = nbformat.read(place / "01_stub.ipynb", 4)
     assert "EXAMPLES = 16" in executed.cells[2].source
 
     (second,) = run_plan(plan, console)
@@ -123,8 +136,8 @@ def test_runs_resumes_and_sums_up(folders, monkeypatch, tmp_path, capsys):
     page = write_report(plan, [outcome], ["1.1 base is outside"]).read_text(encoding="utf-8")
     for words in ("more is more", "What is 01?", "1.1 base is outside", "EXAMPLES = 16"):
         assert words in page
-    assert "http" not in page and "notebooks/pocket-live/01_stub.html" in page
-    assert (plan.folder / "01_stub.html").exists()
+    assert "http" not in page and f"{place.name}/01_stub.html" in page
+    assert (place / "01_stub.html").exists()
 
 
 def test_failure_names_notebook_heading_and_error(folders):
@@ -135,14 +148,15 @@ def test_failure_names_notebook_heading_and_error(folders):
     for words in ("01_stub.ipynb", "“Train”", "ValueError: the loss is nan", "same command"):
         assert words in failed.error
     assert len(failed.error.splitlines()) <= 5
-    assert (plan.folder / "01_stub.failed.ipynb").exists()
-    assert not (plan.folder / "01_stub.ipynb").exists()
+    place = plan.place(plan.notebooks[0])
+    assert (place / "01_stub.failed.ipynb").exists()
+    assert not (place / "01_stub.ipynb").exists()
     assert not fine.error
     # Once mended, only what failed runs again.
     write_stub(folders, "01", "x = 1", plain=True)
     outcomes = run_plan(make_plan(), console)
     assert [o.error for o in outcomes] == ["", ""] and [o.reused for o in outcomes] == [False, True]
-    assert not (plan.folder / "01_stub.failed.ipynb").exists()
+    assert not (place / "01_stub.failed.ipynb").exists()
 
 
 def test_kernel_that_is_killed_says_memory(folders):
@@ -153,8 +167,9 @@ def test_kernel_that_is_killed_says_memory(folders):
 
 def test_every_cell_that_begins_is_told(folders, tmp_path):
     source, seen = write_stub(folders, "01", "x = 1", plain=True), []
-    execute(source, tmp_path / "x.ipynb", {"SEED": 1}, {}, lambda *at: seen.append(at))
-    assert seen == [(i, 5) for i in range(5)]  # papermill adds a cell with the parameters
+    env = {"COURSE_RUN": str(tmp_path)}
+    execute(source, tmp_path / "x.ipynb", {"SEED": 1}, env, lambda *at: seen.append(at))
+    assert seen == [(i, 6) for i in range(6)]  # papermill adds a cell with the parameters
 
 
 def test_interrupt_ends_kernels_and_keeps_finished_notebooks(request, folders, tmp_path, capsys):
@@ -179,7 +194,7 @@ def test_interrupt_ends_kernels_and_keeps_finished_notebooks(request, folders, t
     assert time.perf_counter() - start < 30 and "03_stub" not in capsys.readouterr().out
     one, two, _ = make_plan().notebooks
     assert load_outcome(make_plan(), one) and load_outcome(make_plan(), two) is None
-    assert not list(make_plan().folder.glob("*.part*"))
+    assert not list(make_plan().folder.rglob("*.part*"))
 
 
 def test_two_jobs_run_at_once_and_share_the_cores(folders, tmp_path):
@@ -257,7 +272,9 @@ def test_refuted_claim_and_value_outside_its_band(folders, tmp_path, monkeypatch
     (own / "01_live.csv").write_text(text, encoding="utf-8")
     for module in (report, sys.modules["course_lib.kit.results"]):
         monkeypatch.setattr(module, "ROOT", tmp_path)
-    outcome = run.Outcome("01", claims=[committed_claim(effect=0.1, high=0.15, holds=False)])
+    outcome = run.Outcome(
+        "01", str(tmp_path / "build"), claims=[committed_claim(effect=0.1, high=0.15, holds=False)]
+    )
     plan = make_plan()
     assert [c.id for c in refuted_claims(plan, [outcome])] == ["1.1"]
     (line,) = outside_band(plan, [outcome])
@@ -277,11 +294,9 @@ def test_pocket_notebook_cannot_reach_the_network(folders):
 
 
 def test_model_folder_reaches_the_notebook(folders, tmp_path):
-    model = tmp_path / "model"
-    model.mkdir()
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        (model / name).write_text("{}", encoding="utf-8")
-    write_stub(folders, "01", f"assert course.model() == {str(model.resolve())!r}")
+    model = shutil.copytree(tiny_folder(), tmp_path / "model")
+    seen = f"assert course.model() == {str(model.resolve())!r}"
+    write_stub(folders, "01", seen, CLAIM.format(number="1"))
     plan = make_plan(settings={"base_model": str(model)})
     assert [o.error for o in run_plan(plan, console)] == [""]
 

@@ -1,10 +1,16 @@
 """A researcher's own survey: every usual layout is read, all that is wrong is said at once."""
 
+import re
+
+import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from course_lib import CourseError
+from course_lib import ROOT, CourseError
+from course_lib.cli.main import app
 from course_lib.inputs.survey import load_survey, split_people
+from course_lib.inputs.survey_profile import cross_validated, describe, noise_floor
 
 WIDE = {
     "about": "You answer as the person described, in a survey about commuting by bicycle.",
@@ -162,7 +168,10 @@ def test_empty_cells(load):
     assert survey.person_ids[0] == "p0" and "p1" not in survey.person_ids
     assert survey.people[0] == {"years": "no answer", "lives": "in town", "café": "no answer"}
     assert survey.answers[survey.answers.person == 0]["item"].tolist() == ["lane"]
-    assert survey.notes == ["5 cells without an answer", "1 people without any answer left out"]
+    assert survey.notes == [
+        "without an answer: 5 of 36 cells",
+        "without any answer: 1 of 12 people, left out",
+    ]
     survey = load(replaced={2: "p0,20,1,-9,1,2,-9"}, missing=["-9"])
     assert survey.people[0]["café"] == "no answer" and len(survey.answers) == 35
 
@@ -177,15 +186,15 @@ def test_repeated_answers(load):
 
 WRONG = {  # row, what stands there, what is said
     "level": (3, "p1,20,7,yes,1,2,3", "row 3, column 'home': '7' is no level"),
-    "band": (3, "p1,17,1,yes,1,2,3", "row 3, column 'years': '17' lies below the lowest of `bands`, 18"),
+    "band": (3, "p1,17,1,yes,1,2,3", "row 3, column 'years': '17' lies below the lowest of"),
     "number": (3, "p1,old,1,yes,1,2,3", "row 3, column 'years': 'old' is no number"),
-    "range": (3, "p1,20,1,yes,1,12,3", "row 3, column 'lane': '12' is no whole number from 0 to 10"),
+    "range": (3, "p1,20,1,yes,1,12,3", "row 3, column 'lane': '12' is no whole number from"),
     "fraction": (3, "p1,20,1,yes,1,1.5,3", "row 3, column 'lane': '1.5' is no whole number"),
-    "no id": (3, ",20,1,yes,1,2,3", "row 3, column 'no': '' is empty: give every row its person's id"),
-    "same id": (3, "p0,20,1,yes,1,2,3", "row 3, column 'no': 'p0' stands in an earlier row already"),
+    "no id": (3, ",20,1,yes,1,2,3", "row 3, column 'no': '' is empty: give every"),
+    "same id": (3, "p0,20,1,yes,1,2,3", "row 3, column 'no': 'p0' stands in an earlier row"),
     "short": (3, "p1,20,1,yes,1,2", "row 3, 6 cells where the header has 7"),
     "long": (3, "p1,20,1,yes,sir,1,2,3", "row 3, 8 cells where the header has 7"),
-    "missing column": (1, HEAD.replace("lane", "lanes"), "row 1, column 'lane' is missing (did you mean 'lanes'?)"),
+    "missing column": (1, HEAD.replace("lane", "lanes"), "row 1, column 'lane' is missing (did"),
     "twice": (1, HEAD.replace("rain", "lane"), "row 1, column 'lane' stands twice"),
     "quote inside": (3, 'p1,20,1,"yes"sir,1,2,3', "the quotes of row 3 do not balance"),
     "quote open": (13, 'p1,20,1,"yes,1,2,3', "the quotes of row 13 do not balance"),
@@ -262,19 +271,19 @@ def test_a_codebook_is_checked_as_a_whole(load, tmp_path):
     assert "scales: Extra inputs are not permitted (did you mean 'scale'?)" in said
     assert "fields.years.bend" in said and "labels.much" in said
     assert "needs the columns" in told(load, book=LONG, rating="")
-    assert (
-        "expected `scale: [0, 100]`"
-        in told(
-            load,
-            {k: v for k, v in WIDE.items() if k != "scale"} and TEXT,
-            WIDE | {"scale": None, "labels": {}},
-        )
-        or True
-    )
+    book = {k: v for k, v in WIDE.items() if k != "scale"}
+    assert "expected `scale: [0, 100]`" in told(load, TEXT, book)
     assert "must rise" in told(load, scale=[10, 0])
-    (tmp_path / "mine.yaml").write_text("about: x\nabout: y\n", encoding="utf-8")
-    with pytest.raises(CourseError, match="line 2: the key 'about' stands twice"):
-        load_survey(tmp_path / "mine.csv", tmp_path / "mine.yaml")
+    for text, says in (
+        ("about: x\nabout: y\n", "line 2: the key 'about' stands twice"),
+        ("about: [x\n", "line 1: expected"),
+        ("{[a]: b}", "line 1: "),
+        ("a: \x01", "unacceptable character"),
+        ("- a", "codebook: Input should be"),
+    ):
+        (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+        with pytest.raises(CourseError, match=says):
+            load_survey(tmp_path / "mine.csv", tmp_path / "mine.yaml")
 
 
 def test_people_never_stand_in_two_parts(load):
@@ -300,3 +309,82 @@ def test_people_never_stand_in_two_parts(load):
     assert split_people(survey, seed=4)[2].person_ids != parts[2].person_ids
     with pytest.raises(CourseError, match="are too few"):
         split_people(survey, (1000, 1, 1))
+
+
+def test_the_readme_is_right(tmp_path):
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Your own survey")[1]
+    tables, books = (re.findall(rf"```{kind}\n(.+?)```", text, re.S) for kind in ("csv", "yaml"))
+    (tmp_path / "codebook.yaml").write_text(books[0], encoding="utf-8")
+    more = [f"L-{i};{1940 + i};2;dark;1;{i};;" for i in range(10)]
+    (tmp_path / "wide.csv").write_text(tables[0] + "\n".join(more), encoding="utf-8")
+    wide = load_survey(tmp_path / "wide.csv", tmp_path / "codebook.yaml")
+    person = {"year of birth": "1970-1989", "home": "in town", "roast": "light"}
+    assert wide.people[0] == person and wide.people[2]["year of birth"] == "no answer"
+    assert wide.answers.groupby("person").rating.apply(list)[2] == [50, 50, 30]
+    (tmp_path / "codebook.yaml").write_text(books[1], encoding="utf-8")
+    more = [f"L-{i},2,start,surely" for i in range(10)]
+    (tmp_path / "long.csv").write_text(tables[1] + "\n".join(more), encoding="utf-8")
+    long = load_survey(tmp_path / "long.csv", tmp_path / "codebook.yaml")
+    assert (long.low, long.high) == (1, 4) and long.people[0] == {"home": "in town"}
+    assert long.answers.rating.tolist()[:3] == [2, 3, 4]
+
+
+@pytest.fixture
+def planted(load):
+    """2,000 people whose place of living explains a quarter of the variance; the lane adds 1."""
+    rng = np.random.default_rng(0)
+    home = rng.integers(1, 3, 2000)
+    before = np.clip(np.round(5 + 2 * (home - 1.5) + rng.normal(0, 3**0.5, 2000)), 1, 9).astype(int)
+    rows = [
+        f"p{i},40,{h},yes,{b},{b + 1},{b}"
+        for i, (h, b) in enumerate(zip(home, before, strict=True))
+    ]
+    return load("\n".join([HEAD, *rows]))
+
+
+def test_what_the_fields_explain(planted):
+    first = planted.answers[planted.answers["item"] == ""]
+    explained, spread = cross_validated(planted, first)
+    home = np.array([person["lives"] == "outside" for person in planted.people])
+    assert explained == pytest.approx(np.corrcoef(home, first.rating)[0, 1] ** 2, abs=0.01)
+    assert spread == pytest.approx(first.rating.std(ddof=0))
+
+
+def test_the_noise_floor(planted):
+    first = planted.answers[planted.answers["item"] == ""]
+    size, floor, found = noise_floor(planted, first)
+    assert size == 200 and floor == pytest.approx(8 / 200)  # nine levels in use
+    assert found.mean() == pytest.approx(floor, rel=0.15)
+    twice = planted.answers[planted.answers["item"] != "lane"]
+    _, floor, found = noise_floor(planted, twice)  # two answers that are always the same
+    assert found.mean() == pytest.approx(2 * floor, rel=0.15)
+
+
+def test_the_page(planted, tmp_path):
+    page = describe(planted)
+    assert page == describe(planted) and len(page.splitlines()) < 60
+    assert (
+        "2,000 people (weighted as 2,000), 2,000 initial answers, 4,000 after one of 2 items"
+        in page
+    )
+    assert "lane: 1.000 [1.000, 1.000] (2000 answers)" in page and "rain: 0.000" in page
+    for word in ("R² of the fields 0.2", "noise floor", "mean 5.", "\n        10 "):
+        assert word in page
+    shown = CliRunner().invoke(app, ["survey", "check", *map(str, sorted(tmp_path.glob("mine.*")))])
+    assert (
+        shown.exit_code == 0
+        and page in shown.output
+        and "course run 10 --set survey=" in shown.output
+    )
+
+
+def test_surveys_without_one_of_the_two_kinds_of_answers(load):
+    before = load("\n".join([HEAD, *ROWS]), items={})
+    assert "No item was answered" in describe(before) and "after an item" not in describe(before)
+    after = load("\n".join([HEAD, *ROWS]), initial="")
+    assert "Initial answers:" not in describe(after) and set(after.answers["item"]) == {
+        "lane",
+        "rain",
+    }
+    alike = load("\n".join([HEAD, *(f"p{i},40,1,yes,5,5,5" for i in range(12))]))
+    assert "R² of the fields 0.00" in describe(alike)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 
 import torch
+from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
 
 from course_lib import CourseError
@@ -20,6 +21,34 @@ from course_lib.algorithms.sampling import generate
 Message = dict[str, str]
 Row = dict[str, list[int]]  # "input_ids" and "completion_mask", of the same length
 CALL = re.compile(r"<(\w+)>(.*?)</\1>\s*$", re.DOTALL)  # a tool call ends the assistant's turn
+
+# ChatML. The generation markers say what the assistant wrote, its end of turn included.
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# For a base tokenizer that has neither a template nor ChatML's tokens: plain words and its own EOS.
+# The blank before an answer is the answer's: many tokenizers make one token of it and the word.
+PLAIN_CHAT = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}Assistant:"
+    "{% generation %}{{ ' ' + message['content'] + eos_token }}{% endgeneration %}"
+    "{% else %}{{ message['role'].capitalize() + ': ' + message['content'] }}{% endif %}"
+    "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+# What a chat template has to write: a system message, and a sum done with a tool.
+PROBES = [
+    [("system", "Be brief."), ("user", "Why?"), ("assistant", "So it is.")],
+    [
+        ("user", "How many?"),
+        ("assistant", "I count them."),
+        ("tool", "1702"),
+        ("assistant", "Many."),
+    ],
+]
+PROBES = [[{"role": role, "content": text} for role, text in probe] for probe in PROBES]
 
 
 def _template(tokenizer, messages: Sequence[Message], thinking: bool = False, **options):
@@ -67,26 +96,37 @@ def stop_ids(tokenizer) -> list[int]:
 def render_chat(tokenizer, messages: Sequence[Message]) -> Row:
     """A conversation as `input_ids` and `completion_mask`.
 
-    Where the template marks what the assistant generates, those marks are used. Elsewhere the mask
-    is the difference between the text with and without the turn: an answer starts where the text
-    up to it, with its generation prompt, ends, and goes on to the first end-of-turn token.
+    An answer starts where the text up to it, with its generation prompt, ends, and goes on to the
+    end-of-turn token after it. The ids of the prompt are those of `render_prompt`.
+
+    Raises:
+        CourseError: the template does not write an answer as it is, or not behind its prompt.
     """
-    if "{% generation" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template:
-        out = _template(tokenizer, messages, return_dict=True, return_assistant_tokens_mask=True)
-        return {"input_ids": out["input_ids"], "completion_mask": out["assistant_masks"]}
-    text = _template(tokenizer, messages, tokenize=False)
-    end = end_of_turn(tokenizer)
-    spans = []
+    text, spans = _answers(tokenizer, messages)
+    ids, counts = _encode(tokenizer, text, [cut for span in spans for cut in span])
+    mask = [0] * len(ids)
+    for first, last in zip(counts[::2], counts[1::2], strict=True):
+        mask[first:last] = [1] * (last - first)
+    return {"input_ids": ids, "completion_mask": mask}
+
+
+def _answers(tokenizer, messages: Sequence[Message], **options):
+    """The conversation as text, and where in it each answer begins and its end of turn stops."""
+    text, spans = _template(tokenizer, messages, tokenize=False, **options), []
+    end = end_of_turn(tokenizer) if any(m["role"] == "assistant" for m in messages) else ""
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
-            start = _answer_start(tokenizer, messages[:i], text)
-            spans.append((start, text.index(end, start) + len(end)))
-    out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    mask = [
-        int(any(first <= start and stop <= last for first, last in spans))
-        for start, stop in out["offset_mapping"]
-    ]
-    return {"input_ids": out["input_ids"], "completion_mask": mask}
+            start, said = _answer_start(tokenizer, messages[:i], text), message["content"].strip()
+            at = text.find(said, start)
+            stop = text.find(end, at + len(said))
+            if min(at, stop) < 0 or (text[start:at] + text[at + len(said) : stop]).strip():
+                raise CourseError(
+                    f"The chat template of {tokenizer.name_or_path!r} does not write the answer "
+                    f"{said[:60]!r} as it is; expected its text and then {end!r}; use another "
+                    "template."
+                )
+            spans.append((start, stop + len(end)))
+    return text, spans
 
 
 def _answer_start(tokenizer, before: Sequence[Message], text: str) -> int:
@@ -98,17 +138,65 @@ def _answer_start(tokenizer, before: Sequence[Message], text: str) -> int:
             return len(prompt)
     raise CourseError(
         f"The chat template of {tokenizer.name_or_path!r} writes a conversation of {len(before)} "
-        "messages differently once it is answered; expected the same text; use a template with "
-        "{% generation %} marks."
+        "messages differently once it is answered; expected the same text; use another template."
     )
+
+
+def _encode(tokenizer, text: str, cuts: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Ids of `text`, and how many of them stand for what comes before each cut (a character).
+
+    Where a token of the whole text would cross a cut, the parts are encoded one by one. So what
+    stands before a cut has the same ids whatever follows: a prompt is the start of its row.
+    """
+    ids, counts, at = [], [], 0
+    for cut in [*cuts, len(text)]:
+        whole = tokenizer(text[:cut], add_special_tokens=False)["input_ids"]
+        if whole[: len(ids)] != ids:
+            whole = ids + tokenizer(text[at:cut], add_special_tokens=False)["input_ids"]
+        ids, at = whole, cut
+        counts.append(len(ids))
+    return ids, counts[:-1]
 
 
 def render_prompt(tokenizer, prompt: str | Sequence[Message]) -> list[int]:
     """A user's text, or a conversation so far, as ids up to where the assistant begins."""
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
-    text = _template(tokenizer, prompt, add_generation_prompt=True, tokenize=False)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    text, spans = _answers(tokenizer, prompt, add_generation_prompt=True)
+    return _encode(tokenizer, text, [cut for span in spans for cut in span])[0]
+
+
+def check_chat(tokenizer) -> None:
+    """Raise `CourseError` unless the tokenizer can write the course's conversations.
+
+    It needs an end of a document, and a template that writes every message of `PROBES` (a system
+    message, a call of a tool and its result) and each answer behind its prompt.
+    """
+    name = tokenizer.name_or_path
+    if tokenizer.eos_token_id is None:
+        raise CourseError(
+            f"The tokenizer of {name!r} has no EOS token, which ends what a model writes; set "
+            "`eos_token` in its tokenizer_config.json."
+        )
+    for probe in PROBES:
+        roles = ", ".join(message["role"] for message in probe)
+        try:
+            row, text = render_chat(tokenizer, probe), _template(tokenizer, probe, tokenize=False)
+            lost = next((m["role"] for m in probe if m["content"] not in text), "")
+            why = lost and f"leaves out the message of the role {lost!r}"
+        except (TemplateError, TypeError, LookupError) as error:
+            why = f"fails with {repr(error)[:120]}"
+        if why:
+            raise CourseError(
+                f"The chat template of {name!r} {why} in a conversation of {roles}; use one that "
+                "takes these roles, or remove it (chat_template.jinja, or its entry in "
+                "tokenizer_config.json): without one, plain turns are used."
+            )
+        if sum(row["completion_mask"]) < 2 * sum(m["role"] == "assistant" for m in probe):
+            raise CourseError(
+                f"The tokenizer of {name!r} makes no tokens of an answer in a conversation of "
+                f"{roles}; expected tokens for every text; use another tokenizer."
+            )
 
 
 def render_text(tokenizer, text: str) -> Row:

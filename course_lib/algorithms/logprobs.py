@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from course_lib import CourseError
+from course_lib.algorithms import ARCHITECTURES
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")  # SmolLM2 is a Llama
 # Numbers in one block of logits (1 GB in fp32); beyond it, blocks are recomputed.
 MAX_LOGITS = 2**28
 

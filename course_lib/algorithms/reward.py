@@ -27,7 +27,6 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,21 +93,6 @@ def make_reward_model(policy: torch.nn.Module, seed: int = 0) -> torch.nn.Module
     setattr(model, model.base_model_prefix, policy.base_model.requires_grad_(True))
     model.score = head.to(policy.device)
     return model.eval()
-
-
-def load_reward_model(folder: str | Path, device: str | None = None) -> torch.nn.Module:
-    """Load what `models.save_model` wrote, with its normalisation, in eval mode."""
-    from transformers import AutoModelForSequenceClassification
-
-    if not (Path(folder) / "config.json").is_file():
-        raise CourseError(
-            f"The reward model's folder {str(folder)!r} has no config.json; expected one that "
-            "`save_model` wrote; train one with `train_reward`."
-        )
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=1, use_safetensors=True, trust_remote_code=False, local_files_only=True
-    )
-    return model.to(device or "cpu").eval()
 
 
 def render_answer(tokenizer, prompt: str | Sequence[Message], completion: str) -> list[int]:

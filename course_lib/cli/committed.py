@@ -18,9 +18,9 @@ from course_lib import ROOT, CourseError
 from course_lib.cli.execute import execute
 from course_lib.cli.notebooks import OWN, Notebook, find_notebooks
 from course_lib.cli.run import code_hash, make_plan, notebook_key
-from course_lib.core.cache import build_dir, cache_dir, write_text
+from course_lib.core.cache import NOTE, RUN, build_dir, read_json, write_text
 from course_lib.core.machine import describe
-from course_lib.kit.claims import load_claims
+from course_lib.kit.claims import CLAIMS, load_claims
 from course_lib.kit.course import committed_course
 from course_lib.kit.results import committed
 
@@ -45,22 +45,17 @@ def run_reference(notebook: Notebook, effort: str, seed: int) -> Path:
     """One reference run, unless it is finished; its folder holds results, claims and a note."""
     plan = make_plan([notebook.number], effort=effort, seed=seed)
     folder = build_dir() / "reference" / notebook.number / f"{effort}-{seed}"
-    note, key = folder / "note.json", notebook_key(plan, notebook)
-    if note.exists() and _read(note)["key"] == key:
+    note, key = folder / NOTE, notebook_key(plan, notebook)
+    if note.exists() and read_json(note).get("key") == key:
         print(f"{notebook.path.stem} {effort} seed {seed}: done before")
         return folder
-    env = {"COURSE_BUILD": str(folder), "COURSE_CACHE": str(cache_dir())}
-    (folder / "claims.json").unlink(missing_ok=True)
-    target = folder / notebook.path.name
-    execute(notebook.path, target, plan.parameters[notebook.number], plan.env | env)
-    run = _read(folder / "runs" / f"{notebook.number}.json")
+    shutil.rmtree(folder, ignore_errors=True)  # what an earlier version left
+    target, env = folder / notebook.path.name, plan.env | {RUN: str(folder)}
+    execute(notebook.path, target, plan.parameters[notebook.number], env)
+    run = read_json(note)
     write_text(note, json.dumps(run | {"key": key}, indent=1))
     print(f"{notebook.path.stem} {effort} seed {seed}: {run['seconds']:.0f} s")
     return folder
-
-
-def _read(path: Path) -> dict | list:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def collect(notebook: Notebook, effort: str, folders: list[Path]) -> list[Path]:
@@ -73,7 +68,7 @@ def collect(notebook: Notebook, effort: str, folders: list[Path]) -> list[Path]:
         for path in (f / "results" / name for f in folders):
             if path.exists():  # a full run's, of one folder
                 shutil.copyfile(path, table.with_name(name))
-    notes = [_read(folder / "note.json") for folder in folders]
+    notes = [read_json(folder / NOTE) for folder in folders]
     provenance = {
         "notebook": notebook.number,
         "effort": effort,
@@ -97,9 +92,9 @@ def merge_claims(notebook: Notebook, effort: str, folders: list[Path]) -> Path:
     in which it held; `holds` is True only if it held in all, False only if it was refuted in all.
     """
     path = ROOT / "data" / "results" / ("claims.json" if effort == "full" else "claims_live.json")
-    old = _read(path) if path.exists() else []
+    old = read_json(path) if path.exists() else []
     rows = [row for row in old if row["notebook"] != notebook.number]
-    runs = [load_claims(folder / "claims.json") for folder in folders]
+    runs = [load_claims(folder / CLAIMS) for folder in folders]
     for same in zip_longest(*runs):
         if len({claim and claim.id for claim in same}) > 1:
             raise CourseError(

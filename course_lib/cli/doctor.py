@@ -7,6 +7,7 @@ import socket
 import sys
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 import psutil
 
@@ -29,6 +30,7 @@ def examine(profile: str = "pocket", online: bool = False) -> list[Finding]:
     """All findings; the hub is asked only for a profile that needs it, or if `online`."""
     wanted = load_profile(profile)
     found = [_python(), *map(_package, PACKAGES), *_machine(wanted), _peak(), _gpu(), _models()]
+    found.append(_real_models(wanted.name))
     if online or not wanted.offline:
         found.append(_hub())
     return found + [_can_run(name) for name in PROFILES]
@@ -93,6 +95,18 @@ def _models() -> Finding:
     models = sorted(p.parent.name for p in ROOT.glob("data/models/*/model.safetensors"))
     remedy = "" if models else "restore data/models with git, or make them with `course pretrain`"
     return Finding("pocket models", ", ".join(models) or "none", remedy)
+
+
+def _real_models(wanted: str) -> Finding:
+    """What the profile laptop would load, by what lies on this machine; asks no network."""
+    from course_lib.inputs.profiles import apply_overrides
+
+    try:
+        models = apply_overrides(load_profile("laptop"), {}).models.values()
+    except CourseError as error:
+        return Finding("laptop's models", "not here", str(error) if wanted == "laptop" else None)
+    names = dict.fromkeys("/".join(Path(model).parts[-2:]) for model in models)
+    return Finding("laptop's models", ", ".join(names), "")
 
 
 def _hub() -> Finding:

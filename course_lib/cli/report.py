@@ -2,7 +2,6 @@
 
 import base64
 import html
-import json
 from pathlib import Path
 
 from nbconvert import HTMLExporter
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from course_lib import ROOT
 from course_lib.cli.run import Outcome, Plan
-from course_lib.core.cache import build_dir, write_text
+from course_lib.core.cache import read_json, write_text
 from course_lib.core.machine import describe
 from course_lib.core.stats import Interval, prediction_interval
 from course_lib.kit import tables
@@ -49,7 +48,7 @@ def outside_band(plan: Plan, outcomes: list[Outcome]) -> list[str]:
             continue
         groups = committed(outcome.number, "live").groupby(point, sort=False)["value"]
         bands = {key: prediction_interval(group) for key, group in groups if len(group) > 1}
-        for row in committed(outcome.number, "live", build_dir() / "results").itertuples():
+        for row in committed(outcome.number, "live", Path(outcome.folder) / "results").itertuples():
             band = bands.get((row.claim, row.condition, row.x, row.measure))
             if band and not band.low <= row.value <= band.high:
                 found.append(
@@ -98,7 +97,7 @@ def _memory(outcome: Outcome) -> str:
 
 
 def write_report(plan: Plan, outcomes: list[Outcome], attention: list[str]) -> Path:
-    """`build/report.html`: one file with the claims, figures and notes of a run, nothing remote."""
+    """`report.html` beside the runs: claims, figures and notes in one file, nothing remote."""
     claims = run_claims(outcomes)
     about = [", ".join(f"{name} {value}" for name, value in describe().items())]
     if plan.changed:
@@ -120,7 +119,7 @@ def write_report(plan: Plan, outcomes: list[Outcome], attention: list[str]) -> P
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Course report</title>'
         f"<style>{STYLE}</style><body>{''.join(parts)}</body></html>"
     )
-    path = build_dir() / "report.html"
+    path = plan.folder / "report.html"
     write_text(path, page)
     return path
 
@@ -130,13 +129,13 @@ def _notebook_table(plan: Plan, outcomes: list[Outcome]) -> str:
     rows = []
     for notebook, outcome in zip(plan.notebooks, outcomes, strict=True):
         title = html.escape(notebook.title)
-        executed = plan.folder / notebook.path.name
+        executed = plan.place(notebook) / notebook.path.name
         page = executed.with_suffix(".html")
         if not outcome.error:
             if not (outcome.reused and page.exists()):  # only formulas ask for MathJax
                 exporter = HTMLExporter(require_js_url="", jquery_url="", embed_images=True)
                 write_text(page, exporter.from_filename(str(executed))[0])
-            link = html.escape(page.relative_to(build_dir()).as_posix())
+            link = html.escape(page.relative_to(plan.folder).as_posix())
             title = f'<a href="{link}">{title}</a>'
         state = html.escape(outcome.error) or "done"
         rows.append([outcome.number, title, f"{outcome.seconds:.0f}", _memory(outcome), state])
@@ -145,7 +144,7 @@ def _notebook_table(plan: Plan, outcomes: list[Outcome]) -> str:
 
 
 def _figure(path: Path) -> str:
-    words = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    words = read_json(path.with_suffix(".json"))
     image = base64.b64encode(path.read_bytes()).decode()
     return (
         f'<figure><img alt="{html.escape(words["alt"])}" src="data:image/png;base64,{image}">'

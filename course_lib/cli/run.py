@@ -7,6 +7,7 @@ library and data: then it is not run again unless `fresh`.
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -24,17 +25,29 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from course_lib import ROOT, CourseError, check_checkout
 from course_lib.cli.execute import end_kernels, execute
 from course_lib.cli.notebooks import Notebook, find_notebooks, split_settings
-from course_lib.core.cache import build_dir, file_hash, write_text
+from course_lib.core.cache import (
+    NOTE,
+    RUN,
+    build_dir,
+    content_hash,
+    file_hash,
+    read_json,
+    stage_key,
+    write_text,
+)
 from course_lib.core.checks import check_choice, check_value
-from course_lib.core.offline import OFFLINE_ENV, available_memory_gb
+from course_lib.core.offline import OFFLINE_ENV, available_memory_gb, silence
 from course_lib.inputs.profiles import (
     EFFORTS,
     Profile,
+    absolute,
     apply_overrides,
     check_machine,
     load_profile,
 )
+from course_lib.kit.claims import CLAIMS, load_claims
 
+OUTCOME = "outcome.json"
 AFTER = {"04": "03", "05": "04"}  # notebooks that find in the cache what another one trains
 
 
@@ -49,11 +62,17 @@ class Plan:
     changed: dict[str, Any]  # settings other than the defaults
     parameters: dict[str, dict[str, Any]]  # number -> what papermill injects
     env: dict[str, str]  # of the kernels
+    inputs: dict[str, str]  # part of the profile that is replaced -> hash of its content
     jobs: int
 
     @property
     def folder(self) -> Path:
-        return build_dir() / "notebooks" / f"{self.profile}-{self.effort}"
+        return build_dir() / "runs" / f"{self.profile}-{self.effort}"
+
+    def place(self, notebook: Notebook) -> Path:
+        """The folder of this notebook's run, by its parameters: all that it leaves lies there."""
+        key = stage_key("", self.parameters[notebook.number], [self.inputs], "")[:8]
+        return self.folder / f"{notebook.path.stem}-{key}"
 
     @property
     def is_default(self) -> bool:
@@ -66,6 +85,7 @@ class Outcome:
     """What one notebook did."""
 
     number: str  # "01"
+    folder: str  # where all that it left lies
     key: str = ""
     seconds: float = 0.0
     peak_memory_gb: float | None = None
@@ -95,12 +115,15 @@ def make_plan(
     described = load_profile(profile)
     notebooks = find_notebooks(numbers)
     own, overrides = split_settings(notebooks, settings or {})
+    silence()
     described = apply_overrides(described, overrides)
     check_machine(described)
     jobs = jobs_for(described, len(notebooks)) if jobs is None else jobs
     check_value("--jobs", jobs, (1, 64), 1)
-    # A relative path means one from where the user stands, not from the notebook's folder.
-    overrides = {k: os.path.abspath(v) if os.path.isdir(v) else v for k, v in overrides.items()}
+    overrides = {
+        name: absolute(value) if name.endswith(("_model", "_data")) else value
+        for name, value in overrides.items()
+    }
     changed = overrides | {name: v for values in own.values() for name, v in values.items()}
     shared = {"PROFILE": profile, "EFFORT": effort, "SEED": seed}
     parameters = {number: shared | values for number, values in own.items()}
@@ -108,7 +131,8 @@ def make_plan(
     if profile == "pocket":
         env |= OFFLINE_ENV
     env |= threads_for(min(jobs, len(notebooks)))
-    return Plan(notebooks, profile, effort, seed, changed, parameters, env, jobs)
+    inputs = {name: content_hash(value) for name, value in overrides.items()}
+    return Plan(notebooks, profile, effort, seed, changed, parameters, env, inputs, jobs)
 
 
 def jobs_for(profile: Profile, num_notebooks: int) -> int:
@@ -155,6 +179,8 @@ def code_hash() -> str:
         "data/world/**/*.yaml",
         "data/profiles/*.yaml",
         "data/models/*/*.safetensors",
+        "data/models/*/*.json*",
+        "data/models/*/*.jinja",
     ):
         for path in sorted(ROOT.glob(pattern)):
             digest.update(file_hash(path).encode())
@@ -165,29 +191,26 @@ def notebook_key(plan: Plan, notebook: Notebook) -> str:
     """Hash of all that decides what a run of this notebook gives; its saved outputs do not."""
     cells = nbformat.read(notebook.path, as_version=4).cells
     source = [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in cells]
-    parts = [source, plan.parameters[notebook.number], plan.env.get("COURSE_SET"), code_hash()]
+    parts = [source, plan.parameters[notebook.number], plan.inputs, code_hash()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def load_outcome(plan: Plan, notebook: Notebook) -> Outcome | None:
-    """The outcome of an earlier run, if the notebook is done."""
-    executed = plan.folder / notebook.path.name
-    record = executed.with_suffix(".json")
-    if not (record.exists() and executed.exists()):
+    """The outcome of an earlier run, if the notebook is done and what it left is still there."""
+    place = plan.place(notebook)
+    try:
+        outcome = Outcome(**read_json(place / OUTCOME) | {"reused": True})
+    except (OSError, ValueError, TypeError):  # none, or damaged: made anew
         return None
-    row = json.loads(record.read_text(encoding="utf-8"))
-    same = row["key"] == notebook_key(plan, notebook)
-    return Outcome(**row | {"reused": True}) if same else None
+    left = [place / notebook.path.name, *map(Path, outcome.figures)]
+    done = outcome.key == notebook_key(plan, notebook) and all(path.exists() for path in left)
+    return outcome if done else None
 
 
 def run_one(plan: Plan, notebook: Notebook, bars: Progress) -> Outcome:
     """Run one notebook, shown as a line of `bars`; a failure becomes the outcome's `error`."""
-    executed = plan.folder / notebook.path.name
-    record = executed.with_suffix(".json")
-    note = build_dir() / "runs" / f"{notebook.number}.json"
-    for old in (record, note):
-        old.unlink(missing_ok=True)
-    own_claims(plan, notebook, remove=True)
+    place = plan.place(notebook)
+    shutil.rmtree(place, ignore_errors=True)  # what an earlier version left
     expected = _expected(plan, notebook)
     if not bars.console.is_terminal:
         bars.console.print(f"{notebook.path.stem}: started {expected}".rstrip())
@@ -196,40 +219,28 @@ def run_one(plan: Plan, notebook: Notebook, bars: Progress) -> Outcome:
     def on_cell(begun: int, total: int) -> None:
         bars.update(task, completed=begun, total=total)
 
-    outcome = Outcome(notebook.number, notebook_key(plan, notebook))
-    began, start = time.time(), time.perf_counter()
+    outcome = Outcome(notebook.number, str(place), notebook_key(plan, notebook))
+    start, env = time.perf_counter(), plan.env | {RUN: str(place)}
     try:
         parameters = plan.parameters[notebook.number]
-        execute(notebook.path, executed, parameters, plan.env, on_cell)
+        execute(notebook.path, place / notebook.path.name, parameters, env, on_cell)
+        outcome.claims = [asdict(claim) for claim in load_claims(place / CLAIMS)]
+        if not outcome.claims:
+            raise CourseError(
+                f"{notebook.path.name} ran to its end and left no claims in {place}; it must call "
+                "`setup` and `claim`, as the committed notebook does."
+            )
     except CourseError as error:
         outcome.error = str(error)
     bars.remove_task(task)
     outcome.seconds = round(time.perf_counter() - start, 1)
     if outcome.error:
         return outcome
-    if note.exists():
-        outcome.peak_memory_gb = json.loads(note.read_text(encoding="utf-8"))["peak_memory_gb"]
-    outcome.claims = own_claims(plan, notebook)
-    figures = sorted((build_dir() / "figures" / plan.profile).glob(f"{notebook.number}_*.png"))
-    # two seconds, since some file systems have coarse clocks
-    outcome.figures = [str(p) for p in figures if p.stat().st_mtime >= began - 2]
-    write_text(record, json.dumps(asdict(outcome), indent=1))
+    if (place / NOTE).exists():
+        outcome.peak_memory_gb = read_json(place / NOTE)["peak_memory_gb"]
+    outcome.figures = [str(path) for path in sorted((place / "figures").glob("*.png"))]
+    write_text(place / OUTCOME, json.dumps(asdict(outcome), indent=1))
     return outcome
-
-
-def own_claims(plan: Plan, notebook: Notebook, remove: bool = False) -> list[dict]:
-    """The notebook's rows of build/claims.json; `remove` drops them, as an earlier version's."""
-    path = build_dir() / "claims.json"
-    if not path.exists():
-        return []
-    wanted = (plan.profile, plan.effort, notebook.number)
-    with FileLock(path.with_name(path.name + ".lock")):
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        own = [r for r in rows if (r["profile"], r["effort"], r["notebook"]) == wanted]
-        if remove:
-            others = [r for r in rows if r not in own]
-            write_text(path, json.dumps(others, indent=1, ensure_ascii=False))
-    return own
 
 
 def _expected(plan: Plan, notebook: Notebook) -> str:
@@ -237,7 +248,7 @@ def _expected(plan: Plan, notebook: Notebook) -> str:
     path = ROOT / "data" / "results" / f"{notebook.number}_{plan.effort}.json"
     if plan.profile != "pocket" or not path.exists():
         return ""
-    return f"of about {json.loads(path.read_text(encoding='utf-8'))['seconds']:.0f} s"
+    return f"of about {read_json(path)['seconds']:.0f} s"
 
 
 def next_notebook(todo: list[Notebook], running: set[str]) -> Notebook:

@@ -34,7 +34,10 @@ from filelock import FileLock, Timeout
 from course_lib import ROOT, CourseError
 
 MANIFEST = "manifest.json"
+RUN = "COURSE_RUN"  # the variable in which `course run` names the folder of a notebook's run
+NOTE = "note.json"  # in that folder: seconds and peak memory
 PACKAGE = "course_lib."
+BASE = "base_model_name_or_path"  # in an adapter's config
 
 
 def build_dir() -> Path:
@@ -197,6 +200,8 @@ def content_hash(item: Any) -> str:
         files = {name: sha for name, sha in files.items() if not name.startswith("history")}
     else:
         files = _checksums(path)
+    if (path / "adapter_config.json").is_file():  # the model is the adapter and what it lies on
+        files |= {"": content_hash(read_json(path / "adapter_config.json")[BASE])}
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 

@@ -65,9 +65,7 @@ def answer_by_seed(
 
 
 def share_answered(runs: list[Answers]) -> Any:
-    """The share of prompts answered, with its interval; "unknown" where the truth is not known."""
-    if any(run.is_answer is None for run in runs):
-        return "unknown"
+    """The share of prompts answered, with its interval; for a judge who knows the truth."""
     return share([run.is_answer for run in runs])
 
 

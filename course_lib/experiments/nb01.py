@@ -17,10 +17,12 @@ from course_lib.experiments.recipes import instruct_model, load, training_histor
 from course_lib.inputs.models import model_path
 from course_lib.inputs.rows import exam_rows
 from course_lib.kit.figures import points, save_figure, subplots
+from course_lib.kit.tables import Table, side_by_side
 from course_lib.world.exam import render_prompt
 
 if TYPE_CHECKING:
     from course_lib.algorithms.evaluate import MCResult
+    from course_lib.kit.claims import Claim
     from course_lib.kit.course import Course
 
 # DeepSeek-V3's training in thousand H800 GPU hours (lecture, slide 8)
@@ -39,9 +41,43 @@ def answers_after_sft(
 
 
 def load_pair(course: Course, model: str, num_examples: int) -> list[tuple[Any, Any]]:
-    """(model, tokenizer) of a base model, and of the instruct model made from it."""
-    made = instruct_model(course, model, num_examples, course.seed, own=False)
+    """(model, tokenizer) of a base model, and of the instruct model made from it, or its own."""
+    role = "base" if model == course.model("base") else model
+    made = instruct_model(course, role, num_examples, course.seed)
     return [load(course, model), load(course, made)]
+
+
+def beside(rows: list[dict], answers: dict[str, list[Answers]], names: list[str]) -> Table:
+    """The first three prompts, and what the models wrote to them with the first seed."""
+    shown = [
+        {"prompt": row["prompt"]}
+        | {name: answers[name][0].texts[i] or "(nothing: it ended at once)" for name in names}
+        for i, row in enumerate(rows[:3])
+    ]
+    return side_by_side(shown)
+
+
+def examined(course: Course, **models: dict[int, tuple]) -> dict[str, dict[int, tuple]]:
+    """The models that take the exam: not the base model where its weights are the other's."""
+    if course.profile.stand_in:
+        print("base: the weights are those of instruct, and so are all marks")
+        del models["base"]
+    return models
+
+
+def say_missing(verdicts: list[Claim]) -> None:
+    """Which of the four statements this run cannot test, and why."""
+    needs = {"1.1": "a known truth", "1.2": "a second model", "1.3": "a second model and a judge"}
+    needs["1.4"] = "a model whose pretraining is known"
+    made = {verdict.id[:3] for verdict in verdicts}
+    for number in sorted(set(needs) - made):
+        print(f"{number} is not in this run: it needs {needs[number]}")
+
+
+def several(models: list[str]) -> list[str]:
+    """The models, each once; none where there is nothing to compare."""
+    found = list(dict.fromkeys(models))
+    return found if len(found) > 1 else []
 
 
 def exam_by_seed(
@@ -244,6 +280,8 @@ def compute_figure(course: Course) -> None:
     """Each stage's share of a model's training."""
     bars = {f"DeepSeek-V3: {name}": hours / sum(HOURS.values()) for name, hours in HOURS.items()}
     ours = course.results.frame("1.4").groupby(["condition", "x"], sort=False)["value"].mean()
+    if ours.empty:
+        return  # else a second 01_costs
     bars |= {f"pocket {model}: {stage}": share for (model, stage), share in ours.items()}
     fig, ax = subplots(figsize=(7.4, 0.8 + 0.3 * len(bars)))
     stage_bars(ax, bars, [f" {share:.2%}" for share in bars.values()])

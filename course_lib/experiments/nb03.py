@@ -71,7 +71,8 @@ def ceiling_figure(course: Course) -> None:
     rows = pd.concat([course.results.frame("3.3"), course.results.frame("3.1", "accuracy")])
     fig, ax = subplots(figsize=(8, 4.2))
     _levels(ax, rows, course.truth_known)
-    names = dict.fromkeys(short(course.model(role)) for role in ("small", "medium", "large"))
+    models = [m for role in ("small", "medium", "large") for m in course.models(role)]
+    names = dict.fromkeys(map(short, models))
     for order, name in enumerate(names if course.truth_known else rows["condition"].unique()):
         points(ax, course, "3.3", "accuracy", name, order=order, label=f"model {name}")
     # wherever a line of numbers of prompts has a point; the levels' lines go from 0 to 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from course_lib.experiments.experiment import Experiment
+from course_lib.experiments.experiment import Experiment, Missing
 from course_lib.experiments.policy_bench import policy_items
 from course_lib.experiments.recipes import ppo_policy
 from course_lib.experiments.rlhf_trials import AMOUNTS
@@ -17,16 +17,30 @@ from course_lib.kit.figures import COLORS, known, points, save_figure, subplots
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from course_lib.core.stats import Interval
     from course_lib.kit.course import Course
+
+
+ALONE = Missing("needs a second model")
 
 
 def unlike(course: Course, settings: Mapping) -> str:
     """Why a condition of the sweep cannot be here; "" where it can."""
     roles = course.profile.models
     if (role := settings.get("base")) and roles.get(role, roles["base"]) == roles["base"]:
-        return "needs a second model"
+        return ALONE.why
     known_panel = course.truth_known or settings.get("panel") != "biased"
     return "" if known_panel else "needs a known truth"
+
+
+def larger(found: Mapping) -> Interval | Missing:
+    """The wins over a larger model with a prompt, where there is one."""
+    return found.get("4.5a", ALONE)
+
+
+def share(wins: Interval | Missing) -> str:
+    """A share of wins in per cent, or why there is none."""
+    return str(wins) if isinstance(wins, Missing) else f"{wins[0]:.0%}"
 
 
 # Pushed on without a penalty, PPO's own guard against it off.

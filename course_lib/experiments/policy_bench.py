@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from course_lib.algorithms import reward, search
+from course_lib.algorithms import search
 from course_lib.core.cache import read_json, stage
 from course_lib.core.stats import mean, share
 from course_lib.experiments.answers import WATCHED, prompts_that_fit
 from course_lib.experiments.experiment import Items
 from course_lib.experiments.measures import Written, wins, write
 from course_lib.experiments.recipes import load, load_policy, pinned, policy_of, reward_model
-from course_lib.inputs.models import frozen_copy
+from course_lib.inputs.models import frozen_copy, load_reward_model
 
 if TYPE_CHECKING:
     from course_lib.kit.course import Course
@@ -66,7 +66,7 @@ def load_bench(
     folder = reward_model(course, n, seed=seed, progress=progress)
     rows = prompts_that_fit(course, policy, tokenizer, "test", num_prompts, seed)
     before = reference_answers(course, start, folder, rows, POOL * (4 if course.full else 1), seed)
-    model = reward.load_reward_model(folder, course.device)
+    model = load_reward_model(folder, course.device)
     bench = Bench(course, seed, start, frozen_copy(policy), tokenizer, model, folder, rows, before)
     record(bench, (*place, 0, seed), before)
     return bench
@@ -82,7 +82,7 @@ def reference_answers(
     with stage("before", settings, read) as entry:
         if entry.new:
             policy, tokenizer = load_policy(course, start)
-            model = reward.load_reward_model(reward_folder, course.device)
+            model = load_reward_model(reward_folder, course.device)
             found = write(course, policy, None, model, tokenizer, rows, tries, draw(place))
             arrays = {f.name: getattr(found, f.name).tolist() for f in fields(found)[1:]}
             entry.write("answers.json", arrays)

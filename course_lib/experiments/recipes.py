@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from course_lib.algorithms import chat, dpo, loop, population, ppo, reward, sft
 from course_lib.algorithms.dpo import DPOConfig, Pair
@@ -42,9 +40,9 @@ from course_lib.inputs.models import (
     add_lora,
     fold_temperature,
     frozen_copy,
-    load_model,
-    load_tokenizer,
-    model_path,
+    load_both,
+    load_reward_model,
+    meta_model,
     num_parameters,
     save_model,
 )
@@ -85,9 +83,7 @@ def training_history(folder: str) -> list[dict]:
 
 def load(course: Course, model: str) -> tuple[Any, Any]:
     """(model, tokenizer) of a name or folder, in fp32 on the profile's device."""
-    revision = course.profile.revisions.get(model)
-    loaded = load_model(model, device=course.device, revision=revision)
-    return loaded, load_tokenizer(model, revision)
+    return load_both(model, course.profile.revisions.get(model), device=course.device)
 
 
 def pinned(course: Course, model: str) -> str:
@@ -98,11 +94,7 @@ def pinned(course: Course, model: str) -> str:
 
 def parameters_of(course: Course, base: str) -> int:
     """Parameters of a model by its config alone: nothing is loaded, no memory is taken."""
-    config = AutoConfig.from_pretrained(
-        model_path(base), revision=course.profile.revisions.get(base) or "main"
-    )
-    with torch.device("meta"):
-        return num_parameters(AutoModelForCausalLM.from_config(config))
+    return num_parameters(meta_model(base, course.profile.revisions.get(base)))
 
 
 # ---- supervised fine-tuning --------------------------------------------------------------------
@@ -159,8 +151,8 @@ def instruct_model(
     name, inputs = "instruct-" + Path(base).name.lower(), [pinned(course, base), rows, course.dtype]
     with stage(name, config, inputs) as entry:
         if entry.new:
-            tokenizer = load_tokenizer(base, revision)
-            model = load_model(base, revision=revision, dtype=course.dtype, device=course.device)
+            options = {"dtype": course.dtype, "device": course.device}
+            model, tokenizer = load_both(base, revision, **options)
             if num_parameters(model) >= LARGE:
                 model = add_lora(model, r=16)  # the optimiser's state of all weights would not fit
             rendered = [chat.render_chat(tokenizer, row["messages"]) for row in rows]
@@ -375,7 +367,7 @@ def ppo_policy(
         if entry.new:
             policy, tokenizer = load_policy(course, start)
             rows = prompts_that_fit(course, policy, tokenizer, "train", PPO_PROMPTS, seed)
-            model = by and reward.load_reward_model(by, course.device)
+            model = by and load_reward_model(by, course.device)
             scorer = Scorer(course, model, tokenizer, rows)
             history = ppo.train_ppo(
                 policy,

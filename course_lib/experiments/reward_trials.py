@@ -20,6 +20,7 @@ from course_lib.algorithms.reward import Comparison, pairs_of
 from course_lib.core.stats import Interval, smallest_step
 from course_lib.experiments.preferences import PANELS, pair_probabilities
 from course_lib.experiments.recipes import policy_of, rendered, reward_model_on, training_history
+from course_lib.inputs.models import load_reward_model
 from course_lib.kit.results import select
 from course_lib.world import instructions, judge, labellers
 
@@ -203,7 +204,7 @@ def trial(
     The marks are recorded at `place`; `changes` are fields of `RewardConfig`.
     """
     folder = reward_model_on(course, start, list(rows), place[-1], **changes)
-    model = reward.load_reward_model(folder, course.device)
+    model = load_reward_model(folder, course.device)
     return model, record(course, mark(model, held_out), place), training_history(folder)
 
 

@@ -21,6 +21,7 @@ from course_lib.experiments.experiment import Items, Ran
 from course_lib.experiments.measures import Written, tax
 from course_lib.experiments.policy_bench import Bench
 from course_lib.experiments.recipes import load, load_policy, training_history
+from course_lib.inputs.models import load_reward_model
 from course_lib.inputs.rows import instruction_rows
 from course_lib.kit.results import select
 
@@ -36,9 +37,9 @@ NOTED = ("kl", "entropy", "clipfrac", "explained_variance", "completion_length")
 
 def more_models(course: Course) -> dict[str, str]:
     """The models without RLHF that a full run adds to the matrix, by name; see `no_rlhf`."""
-    sizes = {"s": course.model("small"), "l": course.model("large")}
+    sizes = {"s": course.models("small"), "l": course.models("large")}
     ways = ("bare", "prompted", "SFT")
-    return {f"{size}, {way}": model for size, model in sizes.items() for way in ways}
+    return {f"{s}, {way}": model for s, there in sizes.items() for model in there for way in ways}
 
 
 def record_along(course: Course, ran: Ran) -> None:
@@ -177,7 +178,7 @@ def picks_after_the_peak(along: pd.DataFrame, name: str) -> Interval:
 def rescored(bench: Bench, pool: Written, n: int) -> Written:
     """The same answers, scored by the reward model that learned from `n` prompts."""
     folder = recipes.reward_model(bench.course, n, seed=bench.seed)
-    model = reward.load_reward_model(folder, bench.course.device)
+    model = load_reward_model(folder, bench.course.device)
     asked = [row["prompt"] for row in pool.rows for _ in range(pool.texts.shape[1])]
     scores = reward.score_texts(model, bench.tokenizer, asked, pool.texts.ravel().tolist())
     return replace(pool, proxy=reward.normalise(model, scores).reshape(pool.proxy.shape))
@@ -270,9 +271,14 @@ def more_wins(truths: Mapping[str, np.ndarray], a: str, b: str, against: str) ->
     return measures.wins(truths[a], truths[against]) - measures.wins(truths[b], truths[against])
 
 
-def beside_a_prompt(played: Mapping[int, Mapping], size: str) -> tuple[Interval, Interval]:
-    """(Wins of a size after PPO over l with a prompt, how many more these are than after SFT)."""
+def beside_a_prompt(played: Mapping[int, Mapping], size: str) -> tuple[Interval, ...]:
+    """(Wins of a size after PPO over l with a prompt, how many more these are than after SFT).
+
+    Without an l, nothing.
+    """
     after, before, other = f"{size}, PPO", f"{size}, SFT", "l, prompted"
+    if not all(other in truths for truths in played.values()):
+        return ()
     won = [measures.wins(truths[after], truths[other]) for truths in played.values()]
     more = [more_wins(truths, after, before, other) for truths in played.values()]
     return stats.share(won), stats.mean(more)

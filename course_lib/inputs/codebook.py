@@ -71,8 +71,8 @@ class _Once(yaml.BaseLoader):
     """Every value is text (`no` is not false), and a key that stands twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = Counter(key.value for key, _ in node.value)
-        if twice := [key for key, _ in node.value if keys[key.value] > 1]:
+        keys = Counter(str(key.value) for key, _ in node.value)
+        if twice := [key for key, _ in node.value if keys[str(key.value)] > 1]:
             what = f"the key {twice[-1].value!r} stands twice"
             raise yaml.constructor.ConstructorError(None, None, what, twice[-1].start_mark)
         return super().construct_mapping(node, deep)
@@ -82,9 +82,10 @@ def read_codebook(path: Path) -> Codebook:
     """The checked codebook; a `CourseError` lists all that is wrong with it."""
     try:
         return Codebook.model_validate(yaml.load(read_text(path)[0], _Once))
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise CourseError(f"{path}, line {line}: {error.problem}; write it as YAML.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        what = f"line {mark.line + 1}: {error.problem}" if mark else f"{error}".splitlines()[0]
+        raise CourseError(f"{path}, {what}; write it as YAML.") from None
     except ValidationError as error:
         lines = []
         for problem in error.errors():

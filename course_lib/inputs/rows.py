@@ -114,7 +114,8 @@ def preference_rows(course: HasProfile, split: str, n: int, seed: int = 0) -> li
     them stands first is drawn. Malformed pairs are counted and printed, once for each file.
     """
     path = data_folder(course.profile.data["preferences"]) / "helpful-base-test.jsonl.gz"
-    rows = [row for row in _compared_rows(path) if _split(row["prompt"][0]["content"]) == split]
+    rows = _well_formed(path, "pairs", _compared)
+    rows = [row for row in rows if _split(row["prompt"][0]["content"]) == split]
     rows = _draw(rows, min(n, len(rows)), "pairs", f"preferences {split} {seed}")
     rng = random.Random(f"sides {split} {seed}")
     ranks = [rng.choice(([1, 2], [2, 1])) for _ in rows]
@@ -149,19 +150,46 @@ def overlap_scores(rows: list[Row], texts: list[str]) -> np.ndarray:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a .json, .jsonl or .jsonl.gz file."""
-    raw = path.read_bytes()
-    text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
-    if path.suffix == ".json":
-        return json.loads(text)
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    """Rows of a file with a JSON array, or with an object a line, gzipped or not.
+
+    Lines end at newline bytes only: a text may hold U+0085 or U+2028, at which `splitlines` cuts.
+
+    Raises:
+        CourseError: no such file, or a row that is no JSON object, with its number.
+    """
+    try:
+        raw = path.read_bytes()
+        raw = (gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw).strip()
+        raw = raw.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
+    except (OSError, EOFError) as error:
+        raise CourseError(f"The data {path} cannot be read ({error}); restore the file.") from None
+    lines = [raw] if raw.startswith(b"[") else raw.split(b"\n")
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found = json.loads(line) if line.strip() else []
+        except ValueError as error:
+            raise CourseError(
+                f"Line {number} of {path} is no JSON ({error}); expected an array of objects, or "
+                "an object a line."
+            ) from None
+        rows += found if isinstance(found, list) else [found]
+    if wrong := [i for i, row in enumerate(rows, start=1) if not isinstance(row, dict)]:
+        raise CourseError(f"Row {wrong[0]} of {path} is no object; expected columns with names.")
+    return rows
+
+
+def _file(folder: Path, name: str) -> Path:
+    """The file of that name, or the only one of rows in a folder that a user gave."""
+    found = sorted(path for path in folder.glob("*.json*") if path.is_file())
+    return found[0] if len(found) == 1 and not (folder / name).is_file() else folder / name
 
 
 def _real_rows(course: HasProfile, kind: str, split: str) -> list[Row]:
     """All demonstrations of one kind and split; the split is a hash of the prompt, for ever."""
     if kind == "explain":
         folder = data_folder(course.profile.data["instructions"])
-        rows = [_instruction(row) for row in read_rows(folder / "instruction-data.json")]
+        rows = _well_formed(_file(folder, "instruction-data.json"), "instructions", _instruction)
     else:
         part = "harmless" if kind == "refusal" else "helpful"
         path = data_folder("hh_rlhf") / f"{part}-base-test.jsonl.gz"
@@ -190,9 +218,15 @@ def _row(prompt: str, completion: str, kind: str) -> Row:
     return {"kind": kind, "prompt": prompt, "completion": completion, "messages": messages}
 
 
-def _instruction(row: Row) -> Row:
-    """An Alpaca-style row (`instruction`, `input`, `output`) as a demonstration."""
-    prompt = f"{row['instruction']}\n\n{row['input']}" if row["input"] else row["instruction"]
+def _instruction(row: Row) -> Row | str:
+    """An Alpaca-style row (`instruction`, maybe `input`, `output`) as a demonstration.
+
+    What is wrong with it, where instruction or output is no text, or empty.
+    """
+    for name in ("instruction", "output"):
+        if not isinstance(text := row.get(name), str) or not text.strip():
+            return f"without {name!r}"
+    prompt = f"{row['instruction']}\n\n{row['input']}" if row.get("input") else row["instruction"]
     return _row(prompt, row["output"], "explain")
 
 
@@ -205,11 +239,15 @@ def _first_turn(dialogue: str, kind: str) -> Row | None:
 
 
 @cache
-def _compared_rows(path: Path) -> list[Row]:
-    """The well-formed pairs of an HH-RLHF file; prints how many are not, and why."""
-    found = [_compared(pair) for pair in read_rows(path)]
+def _well_formed(path: Path, what: str, read: Callable[[Row], Row | str]) -> list[Row]:
+    """The rows of a file as `read` makes them; prints how many it refuses, and why, if any."""
+    found = [read(row) for row in read_rows(path)]
     counts = Counter(row if isinstance(row, str) else "good" for row in found)
-    print(f"pairs of {path.name}:", ", ".join(f"{n:,} {why}" for why, n in counts.most_common()))
+    shown = ", ".join(f"{n:,} {why}" for why, n in counts.most_common())
+    if not counts["good"]:
+        raise CourseError(f"The data {path} has no {what} that can be read ({shown or 'no rows'}).")
+    if what == "pairs" or len(counts) > 1:
+        print(f"{what} of {path.name}: {shown}")
     return [row for row in found if not isinstance(row, str)]
 
 
@@ -221,7 +259,9 @@ def _compared(pair: Row) -> Row | str:
     """
     talks = []
     for side in ("chosen", "rejected"):
-        parts = re.split(r"\n\n(Human|Assistant):", pair[side])[1:]
+        if not isinstance(text := pair.get(side), str):
+            return f"without a dialogue {side!r}"
+        parts = re.split(r"\n\n(Human|Assistant):", text.replace("\r\n", "\n"))[1:]
         roles = ["user" if who == "Human" else "assistant" for who in parts[::2]]
         turns = [{"role": r, "content": t.strip()} for r, t in zip(roles, parts[1::2], strict=True)]
         if not all(turn["content"] for turn in turns):

@@ -108,9 +108,9 @@ def load_survey(file: str | Path, codebook: str | Path) -> Survey:
     silent = ~people.index.isin(answers["person"])
     asked = len(cells) * (1 if book.item else len(book.items) + bool(book.initial))
     if gone := asked - len(answers):
-        notes.append(f"{gone} cells without an answer")
+        notes.append(f"without an answer: {gone} of {asked} cells")
     if gone := silent.sum():
-        notes.append(f"{gone} people without any answer left out")
+        notes.append(f"without any answer: {gone} of {len(people)} people, left out")
     people = people[~silent].fillna("no answer")
     if len(people) < LEAST:
         raise CourseError(f"{file} has {len(people)} people with an answer; expected {LEAST}.")

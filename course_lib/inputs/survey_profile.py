@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from course_lib.core.stats import ratio_items, t_interval
+from course_lib.core import stats
 from course_lib.inputs.survey import Survey
 
 BINS = 10  # of a long scale; on a short one each level is its own
@@ -52,10 +52,11 @@ def _shares(ratings: np.ndarray, edges: np.ndarray, weights: np.ndarray, prior: 
 def _distribution(survey: Survey, rows: pd.DataFrame) -> list[str]:
     """Weighted shares by bin, mean, SD, and the heaping of a long scale on tens."""
     edges, (ratings, weights) = bin_edges(survey.low, survey.high), _of(survey, rows)
-    lines = [
-        f"  {np.ceil(a) + 0.0:4.0f}-{np.ceil(b) - 1:<4.0f} {share:6.1%} {'#' * round(60 * share)}"
-        for a, b, share in zip(edges, edges[1:], _shares(ratings, edges, weights), strict=False)
-    ]
+    lines = []
+    for a, b, share in zip(edges, edges[1:], _shares(ratings, edges, weights), strict=False):
+        levels = range(int(np.ceil(a)), int(np.ceil(b)))
+        label = f"{levels[0]}-{levels[-1]}" if len(levels) > 1 else f"{levels[0]}"
+        lines.append(f"  {label:>8} {share:6.1%} {'#' * round(60 * share)}".rstrip())
     mean = np.average(ratings, weights=weights)
     spread = np.sqrt(np.average((ratings - mean) ** 2, weights=weights))
     heaped = np.average(ratings % 10 == 0, weights=weights)
@@ -73,13 +74,14 @@ def _ceiling(survey: Survey, rows: pd.DataFrame, seed: int) -> list[str]:
     explained, spread = cross_validated(survey, rows, seed=seed)
     left = spread * np.sqrt(1 - max(explained, 0))
     size, floor, found = noise_floor(survey, rows, seed=seed)
+    low, high = np.quantile(found, (0.05, 0.95))
+    known = "fields" if (rows["item"] == "").all() else "fields and the item"
     return [
-        f"  R² of the fields {explained:.2f} (ridge, people held out in five folds). A model as good "
-        f"has RMSE {left:.1f} where it says the expected value, {left * 2**0.5:.1f} where it samples.",
-        f"  Noise floor: two tenths of the people ({size:.0f} answers each) differ by a KL of "
-        f"{found.mean():.3f}, from {np.quantile(found, 0.05):.3f} to {np.quantile(found, 0.95):.3f} "
-        f"in nine of ten splits (independent answers: {floor:.3f}). A perfect model that answers "
-        "once for each is about as far from a tenth held out.",
+        f"  R² of the {known} {explained:.2f} (ridge, on people held out): as good a model",
+        f"  has RMSE {left:.1f} with its expected values and {left * 2**0.5:.1f} with its samples",
+        f"  noise floor: two tenths of the people ({size:.0f} answers each) differ by a KL of",
+        f"  {found.mean():.3f}, in nine of ten splits {low:.3f} to {high:.3f} (were answers",
+        f"  independent: {floor:.3f}); so does a perfect model that answers once for each",
     ]
 
 
@@ -115,8 +117,9 @@ def noise_floor(
 ) -> tuple[float, float, np.ndarray]:
     """(answers in a group, KL if answers were independent, KL of each split (splits,)).
 
-    Two groups of `share` of the people each, drawn without overlap. Independent answers: (K-1)/2 · (1/n + 1/m) for K bins in use. Half an answer is added
-    to each bin in use, so that none is empty.
+    Two groups of `share` of the people each, drawn without overlap. Independent answers:
+    (K-1)/2 · (1/n + 1/m) for the K bins in use. Half an answer is added to each of these bins, so
+    that none is empty.
     """
     edges, (ratings, weights) = bin_edges(survey.low, survey.high), _of(survey, rows)
     used = _shares(ratings, edges, weights) > 0
@@ -141,7 +144,7 @@ def _shifts(survey: Survey, first: pd.DataFrame, after: pd.DataFrame) -> list[st
     for item, rows in both.groupby("item"):
         if len(rows) > 1:
             weights = survey.weights[rows["person"]]
-            shift = t_interval(ratio_items(weights * rows["shift"], weights))
+            shift = stats.ratio([weights * rows["shift"]], [weights])
             found.append((shift.estimate, f"  {item}: {shift} ({len(rows)} answers)"))
     found = [line for _, line in sorted(found, reverse=True)]
     if len(found) > ITEMS:

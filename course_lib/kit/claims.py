@@ -21,11 +21,12 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from course_lib import ROOT, CourseError
-from course_lib.core.cache import build_dir, write_text
+from course_lib.core.cache import write_text
 from course_lib.core.stats import Interval, Rough, equivalent
 from course_lib.kit.tables import Table
 
 _TARGET = re.compile(r"(>=|<=|>|<|within)\s*(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
+CLAIMS = "claims.json"  # in the folder of a run
 # Colour is never alone: each verdict has its words and its sign. The colours reach 4.5:1 on white.
 _LOOK = {
     "holds": ("✔", "#00664b"),
@@ -117,7 +118,7 @@ def claim(
     interval: Interval | tuple[float, float, float] | float,
     target: str,
 ) -> Claim:
-    """Decide a claim, record it in build/claims.json, and return it for display.
+    """Decide a claim, record it in the run's claims.json, and return it for display.
 
     Args:
         course: what `setup` returned; gives notebook, profile, effort and seeds.
@@ -149,7 +150,7 @@ def claim(
         seeds=course.seeds,
         notebook=course.notebook,
     )
-    _store(row, build_dir() / "claims.json")
+    _store(row, course.build / CLAIMS)
     return row
 
 
@@ -171,7 +172,7 @@ def claim_rows(
             missing.append(id)
     if missing:
         print("not in this run (more time, or a known truth, is needed):", ", ".join(missing))
-    return claims_table(course.notebook)
+    return claims_table(course)
 
 
 def _key(row: Claim) -> tuple[str, str, str]:
@@ -192,13 +193,12 @@ def _store(row: Claim, path: Path) -> None:
         write_text(path, json.dumps(table, indent=1, ensure_ascii=False) + "\n")
 
 
-def load_claims(path: Path | None = None) -> list[Claim]:
-    """The claims of a file (by default of this build), none if there is no such file.
+def load_claims(path: Path) -> list[Claim]:
+    """The claims of a file, none if there is no such file.
 
     Fields that a claim does not have (the share of live runs in which it held) are passed over.
     Raises `CourseError` if the file is damaged.
     """
-    path = path or build_dir() / "claims.json"
     if not path.exists():
         return []
     try:
@@ -210,9 +210,9 @@ def load_claims(path: Path | None = None) -> list[Claim]:
         ) from None
 
 
-def claims_table(notebook: str) -> Table:
-    """The claims of a notebook in this build as a table, live ones beside those of the full run."""
-    return beside_full([row for row in load_claims() if row.notebook == notebook])
+def claims_table(course) -> Table:
+    """The claims of this run as a table, live ones beside those of the full run."""
+    return beside_full(load_claims(course.build / CLAIMS))
 
 
 def beside_full(rows: Sequence[Claim], only: Sequence[str] = ()) -> Table:
@@ -220,7 +220,7 @@ def beside_full(rows: Sequence[Claim], only: Sequence[str] = ()) -> Table:
 
     `only`: ids of the committed ones that are shown; none stands for all of the notebook.
     """
-    full = load_claims(ROOT / "data" / "results" / "claims.json")
+    full = load_claims(ROOT / "data" / "results" / CLAIMS)
     if not rows or any((row.profile, row.effort) != ("pocket", "live") for row in rows):
         full = []
     notebooks = {row.notebook for row in rows}

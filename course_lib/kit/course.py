@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from course_lib.core.cache import build_dir, write_text
+from course_lib.core.cache import NOTE, RUN, build_dir, read_json, stage_key, write_text
 from course_lib.core.checks import check_choice, check_value
 from course_lib.core.machine import keep_freed_memory, peak_memory_gb
 from course_lib.core.offline import allow_network, block_network, silence
-from course_lib.inputs.models import load_model, load_tokenizer
+from course_lib.inputs.examine import base_of
+from course_lib.inputs.models import load_both
 from course_lib.inputs.profiles import (
     EFFORTS,
     Profile,
@@ -29,6 +30,8 @@ from course_lib.inputs.profiles import (
     is_override,
     load_profile,
 )
+from course_lib.kit import tables
+from course_lib.kit.claims import CLAIMS
 from course_lib.kit.results import Results, committed, select
 
 FULL_SEEDS = 5
@@ -77,16 +80,18 @@ class Course:
 
     @property
     def build(self) -> Path:
-        """Where this run writes."""
-        return build_dir()
+        """Where this run writes: a folder of its own, by its parameters; `course run` names it."""
+        key = stage_key("", self.parameters, [self.profile.model_dump()], "")[:8]
+        name = f"{self.notebook}-{self.profile.name}-{self.effort}-{key}"
+        return Path(os.environ.get(RUN) or build_dir() / "lab" / name)
 
     @property
     def context(self) -> int:
         """Tokens that fit: the profile's, or fewer where the base model's folder says so."""
-        config = Path(self.model("base")) / "config.json"
+        config = Path(base_of(self.model("base"))) / "config.json"
         if not config.is_file():
             return self.profile.context
-        most = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
+        most = read_json(config).get("max_position_embeddings")
         return min(self.profile.context, most or self.profile.context)
 
     def model(self, role: str = "base") -> str:
@@ -95,8 +100,10 @@ class Course:
         return self.profile.models[role]
 
     def models(self, role: str = "early") -> list[str]:
-        """Models in a role that holds several: snapshots before the end of pretraining."""
-        return self.profile.early if role == "early" else [self.model(role)]
+        """The models in a role: "early" snapshots, or the role's one; none where it is absent."""
+        if role == "early":
+            return self.profile.early
+        return [model for each, model in self.profile.models.items() if each == role]
 
     def revision(self, role: str = "base") -> str | None:
         """Pinned commit of a hub model; None for pocket models and folders."""
@@ -105,8 +112,7 @@ class Course:
     def load(self, role: str = "base", **options: Any) -> tuple[Any, Any]:
         """(model, tokenizer) of a role, on the profile's device and in its dtype."""
         options = {"dtype": self.dtype, "device": self.device} | options
-        name, revision = self.model(role), self.revision(role)
-        return load_model(name, revision=revision, **options), load_tokenizer(name, revision)
+        return load_both(self.model(role), self.revision(role), **options)
 
     def full_runs(self, claim: str) -> pd.DataFrame:
         """The committed full runs' rows of a claim: of the pocket models, so none elsewhere."""
@@ -125,7 +131,7 @@ class Course:
             "seconds": round(time.perf_counter() - self.started, 1),
             "peak_memory_gb": round(peak_memory_gb(), 2),
         }
-        write_text(self.build / "runs" / f"{self.notebook}.json", json.dumps(note, indent=1))
+        write_text(self.build / NOTE, json.dumps(note, indent=1))
 
 
 def setup(
@@ -159,6 +165,9 @@ def setup(
             values[name] = value
     profile = apply_overrides(load_profile(PROFILE), overrides)
     check_machine(profile)
+    tables.NOTE = profile.stand_in
+    if profile.about:
+        print(profile.about + (f"Here {profile.stand_in}." if profile.stand_in else ""))
     silence()
     keep_freed_memory()
     block_network() if profile.offline else allow_network()
@@ -166,7 +175,9 @@ def setup(
     np.random.seed(SEED)
     torch.manual_seed(SEED)
     torch.set_num_threads(min(torch.get_num_threads(), MAX_THREADS))
-    return Course(notebook, profile, EFFORT, SEED, values, Results(notebook, EFFORT))
+    course = Course(notebook, profile, EFFORT, SEED, values, Results(notebook, EFFORT))
+    (course.build / CLAIMS).unlink(missing_ok=True)  # a session begins with no claims of another
+    return course
 
 
 def committed_course(notebook: str, effort: str, knobs: dict[str, Any]) -> Course:

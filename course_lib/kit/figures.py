@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from course_lib import CourseError
-from course_lib.core.cache import build_dir, figures_dir, write_text
+from course_lib.core.cache import figures_dir, write_text
 from course_lib.core.stats import prediction_interval, t_interval
 from course_lib.kit.results import committed, select
+from course_lib.kit.tables import noted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -204,7 +205,7 @@ def save_figure(
 
     The JSON holds what is behind the figure: data, seeds, parameters, versions. Saving twice gives
     the same bytes. figures/ holds what `course figures` draws from committed results; any other run
-    writes to build/figures/<profile>, so that it leaves the checkout as it is.
+    writes to a folder of its own in build/, so that it leaves the checkout as it is.
 
     Args:
         name: like "01_answers": the notebook, then words in lower case.
@@ -218,7 +219,12 @@ def save_figure(
             f"The figure {name!r} cannot be saved: it needs a name like '01_answers', a caption "
             "and an alt text."
         )
+    caption = noted(caption)
     data = course.results.frame(data) if isinstance(data, str) else data
+    if data.empty and course.profile.name != "pocket":  # there the committed runs are drawn
+        plt.close(fig)
+        print(f"{name}: no figure, for nothing that it shows is in this run")
+        return
     record = {
         "name": name,
         "notebook": course.notebook,
@@ -233,7 +239,7 @@ def save_figure(
         # through pandas' writer, which knows numpy's types and rounds the same on every machine
         "data": json.loads(data.to_json(orient="records", double_precision=6)),
     }
-    folder = figures_dir() if course.replay else build_dir() / "figures" / course.profile.name
+    folder = figures_dir() if course.replay else course.build / "figures"
     text = json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n"
     write_text(folder / f"{name}.json", text)  # also makes the folder
     about, png = {"Title": caption, "Description": alt}, io.BytesIO()

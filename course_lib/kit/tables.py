@@ -9,6 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+NOTE = ""  # set by `setup`: what stands in for the base model
+
+
+def noted(text: str) -> str:
+    """`text`, with `NOTE` behind it where it names the base model."""
+    return f"{text} ({NOTE})" if NOTE and re.search(r"\bbase\b", text) else text
+
 
 @dataclass(repr=False)
 class Table:
@@ -19,7 +26,7 @@ class Table:
     text: str
 
     def __repr__(self) -> str:
-        return self.text
+        return noted(self.text)
 
     def _repr_html_(self) -> str:
         style = ' style="text-align:left; vertical-align:top; white-space:pre-wrap"'
@@ -28,7 +35,8 @@ class Table:
             "<tr>" + "".join(f"<td{style}>{cell}</td>" for cell in row) + "</tr>"
             for row in self.cells
         )
-        return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+        table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+        return table if noted(self.text) == self.text else f"{table}\n<p>{html.escape(NOTE)}</p>"
 
 
 def _shown(value: Any) -> str:

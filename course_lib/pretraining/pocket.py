@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from course_lib import CourseError
-from course_lib.inputs.models import CHATML
+from course_lib.algorithms.chat import CHATML
 
 POCKET_SIZES = {  # hidden, layers, heads, feed-forward: about 0.4M, 1.6M and 6.1M parameters
     "s": (80, 3, 4, 216),

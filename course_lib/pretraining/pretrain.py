@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from course_lib import ROOT, CourseError
 from course_lib.core.cache import build_dir
 from course_lib.core.machine import bf16_pays, describe, matmul_peak
-from course_lib.inputs.models import save_model
+from course_lib.inputs.models import load_tokenizer, save_model
 from course_lib.pretraining.pocket import pocket_config, train_tokenizer
 from course_lib.world.documents import EARLY, SHARES, documents
 from course_lib.world.instructions import demonstrations
@@ -64,17 +64,15 @@ class PretrainConfig:
 
 def pocket_tokenizer():
     """The family's tokenizer: that of the shipped models, or one trained for them."""
-    from transformers import AutoTokenizer
-
     shipped, folder = ROOT / "data" / "models" / "m", FOLDER / "tokenizer"
     if (shipped / "tokenizer.json").exists():
-        return AutoTokenizer.from_pretrained(shipped)
+        return load_tokenizer(str(shipped))
     if not (folder / "tokenizer.json").exists():
         texts = [text for _, text in islice(documents(seed=7_000_000), 25_000)]
         chats = demonstrations(3_000, seed=7_000_000)
         texts += [turn["content"] for row in chats for turn in row["messages"]]
         train_tokenizer(texts, folder)
-    return AutoTokenizer.from_pretrained(folder)
+    return load_tokenizer(str(folder))
 
 
 def shard_path(config: PretrainConfig, index: int) -> Path:
