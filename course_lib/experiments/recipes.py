@@ -81,9 +81,10 @@ def training_history(folder: str) -> list[dict]:
     return read_json(path) if path.is_file() else []
 
 
-def load(course: Course, model: str) -> tuple[Any, Any]:
-    """(model, tokenizer) of a name or folder, in fp32 on the profile's device."""
-    return load_both(model, course.profile.revisions.get(model), device=course.device)
+def load(course: Course, model: str, quantize: str | None = None) -> tuple[Any, Any]:
+    """(model, tokenizer) of a name or folder, in fp32 on the profile's device, or in 4 bits."""
+    options = {"device": course.device, "quantize": quantize}
+    return load_both(model, course.profile.revisions.get(model), **options)
 
 
 def pinned(course: Course, model: str) -> str:
@@ -517,7 +518,7 @@ def survey_model(
     with stage("survey", config, inputs) as entry:
         if entry.new:
             torch.manual_seed(seed)  # of LoRA's matrices
-            model, tokenizer = load_for_survey(course, start, quantize)
+            model, tokenizer = load(course, start, quantize)
             model = add_lora(model, r=lora) if lora else model
             ids = population.level_ids(tokenizer, train.low, train.high)
             rows = population.render_rows(tokenizer, asked, train.low, ids is not None)
@@ -533,10 +534,3 @@ def training_rows(train: Survey, people: int | None = None, posts: int = 1) -> l
     rows = asked_rows(train, posts)
     rows = rows if people is None else rows[rows["person"] < people]
     return rows[["messages", "rating"]].to_dict("records")
-
-
-def load_for_survey(course: Course, folder: str, quantize: str | None = None) -> tuple[Any, Any]:
-    """(model, tokenizer), the weights in 4 bits if asked."""
-    revision = course.profile.revisions.get(folder)
-    options = {"device": course.device, "dtype": course.dtype, "quantize": quantize}
-    return load_model(folder, revision=revision, **options), load_tokenizer(folder, revision)

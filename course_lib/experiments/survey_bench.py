@@ -17,7 +17,7 @@ import pandas as pd
 from course_lib.algorithms import population
 from course_lib.experiments import baselines, records
 from course_lib.experiments.experiment import Items, Ran
-from course_lib.experiments.recipes import load_for_survey, surveyed, training_history
+from course_lib.experiments.recipes import load, surveyed, training_history
 from course_lib.inputs.people import asked_rows, survey_parts, true_probs
 from course_lib.inputs.survey import Survey
 
@@ -111,7 +111,7 @@ def measure(
     """The measures of a trained model, as an `Experiment` wants them."""
     if settings["survey"].get("form") == "0-100":
         return measured_in_words(course, folder, condition, seed, settings, bench)
-    model, tokenizer = load_for_survey(course, folder, settings.get("quantize"))
+    model, tokenizer = load(course, folder, settings.get("quantize"))
     ids = population.level_ids(tokenizer, bench.test.low, bench.test.high)
     rows = population.render_rows(tokenizer, bench.rows.to_dict("records"), bench.test.low, True)
     items = measured(bench, population.predict(model, rows, ids))
@@ -166,7 +166,7 @@ def measured_in_words(
 ) -> Items:
     """The measures on the 0-100 scale, where an answer is sampled and not computed."""
     bench = load_bench(course, seed, settings["survey"])
-    model, tokenizer = load_for_survey(course, folder, settings.get("quantize"))
+    model, tokenizer = load(course, folder, settings.get("quantize"))
     low, high, found = bench.test.low, bench.test.high, {}
     human = population.bins_of(bench.rows["rating"].to_numpy(), low, high)
     for t in (0.0, 1.0):
@@ -285,7 +285,7 @@ def sentence_shifts(course: Course, folder: str, bench: Bench, people: int = 30)
     answers = pd.DataFrame(pairs, columns=["person", "item"]).assign(rating=bench.test.low)
     answers["text"] = answers["item"].map(texts)
     every = replace(bench.test, answers=answers)
-    model, tokenizer = load_for_survey(course, folder)
+    model, tokenizer = load(course, folder)
     ids = population.level_ids(tokenizer, every.low, every.high)
     asked = asked_rows(every).to_dict("records")
     rows = population.render_rows(tokenizer, asked, every.low, one_token=True)
