@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from course_lib.algorithms import chat, dpo, loop, population, ppo, reward, sft
 from course_lib.algorithms.dpo import DPOConfig, Pair
