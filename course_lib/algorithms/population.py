@@ -297,7 +297,7 @@ def person_kl(truth: np.ndarray, probs: np.ndarray) -> np.ndarray:
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Rank correlation; 0 where one of them is constant."""
-    return float(np.nan_to_num(scipy_stats.spearmanr(a, b).statistic)) if len(set(a)) > 1 else 0.0
+    return float(scipy_stats.spearmanr(a, b).statistic) if np.ptp(a) and np.ptp(b) else 0.0
 
 
 def calibration(probs: np.ndarray, truth: np.ndarray) -> float:

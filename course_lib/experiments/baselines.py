@@ -1,8 +1,8 @@
 """What a survey's ratings can be told from without a language model: five baselines.
 
-Each gives probabilities of the levels for the test's rows, so that it can be decoded like a model:
-greedy, sampled, expected value. A regression's are its prediction and the residuals that it leaves
-on people it has not seen (the validation part), which are drawn with it.
+Each gives its best guess, and probabilities of the levels for the test's rows, so that it can be
+decoded like a model. A regression's probabilities are its prediction and the residuals that it
+leaves on people it has not seen (the validation part), which are drawn with it.
 """
 
 from __future__ import annotations
@@ -30,22 +30,26 @@ def predicted(
     test: pd.DataFrame,
     num_levels: int,
     seed: int = 0,
-) -> np.ndarray:
-    """Probabilities (N, K) of the levels of `rating` (from 0) for the test's rows."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """(level (N,), probabilities of the levels (N, K)) for the test's rows; `rating` from 0."""
     if name == "random":
-        return np.full((len(test), num_levels), 1 / num_levels)
+        guess = np.random.default_rng(seed).integers(num_levels, size=len(test))
+        return guess, np.full((len(test), num_levels), 1 / num_levels)
     if name == "marginal":  # of the initial answers and of the others
         first = {part: (train["item"] == "").to_numpy() == part for part in (True, False)}
         shares = {
             part: np.bincount(train["rating"][here], minlength=num_levels) / max(1, here.sum())
             for part, here in first.items()
         }
-        return np.stack([shares[item == ""] for item in test["item"]])
+        probs = np.stack([shares[item == ""] for item in test["item"]])
+        return probs.argmax(-1), probs
     tables = features(people, pd.concat([train, validation, test]))
     cuts = np.split(tables.to_numpy(), np.cumsum([len(train), len(validation)]))
     model = _regression(name, seed).fit(cuts[0], train["rating"])
     residuals = validation["rating"].to_numpy() - model.predict(cuts[1])
-    return _with_residuals(model.predict(cuts[2]), residuals, num_levels)
+    mean = model.predict(cuts[2])
+    guess = np.clip(np.rint(mean), 0, num_levels - 1).astype(int)
+    return guess, _with_residuals(mean, residuals, num_levels)
 
 
 def _regression(name: str, seed: int) -> Any:

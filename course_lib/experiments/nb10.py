@@ -112,7 +112,7 @@ def idea_figure(course: Course) -> None:
         blurred = 0.5 * truth + 0.5 * truth @ numeric_weights(10, d, True).numpy()
         right.plot(range(10), blurred, **series(order * 2, label=f"what the loss wants, d = {d}"))
     left.set(title="what level k pays where y = 6", xlabel="level k", ylabel="weight")
-    right.set(title="the penalty blurs", xlabel="level", ylabel="probability")
+    right.set(title="the penalty blurs", xlabel="level", ylabel="probability", ylim=(0, 0.24))
     left.legend()
     right.legend()
     about = "Left: weights of the penalty. Right: what the normalised loss is smallest at."
@@ -143,8 +143,7 @@ def frontier_figure(course: Course) -> None:
             ax.annotate(name, ends[0], (5, 3), textcoords="offset points", size=8)
         ax.set(title=f"{phase} answers", xlabel=PAIR["rmse"], yscale="log")
     axes[0].set(ylabel=f"{PAIR['kl']}, log scale")
-    about = "Greedy (filled) and sampled (open) answers, means of the committed full runs where "
-    about += "there are any, else of this run. Low and left is good."
+    about = "Greedy (filled), sampled (open): full runs, or else this run. Low and left is good."
     alt = "Points joined in pairs: the open one lies lower and to the right of the filled one."
     save_figure(fig, "10_frontier", course=course, data="10", caption=about, alt=alt)
 
@@ -157,8 +156,7 @@ def _panels(
     for ax, (measure, title) in zip(axes, titles.items(), strict=True):
         draw(ax, measure)
         ax.set(title=title, xlabel=xlabel)
-    if axes[0].get_legend_handles_labels()[0]:  # a file's survey has no truth
-        axes[0].legend()
+    axes[0].legend()
     save_figure(fig, f"10_{name}", course=course, data=course.results.frame(), **words)
 
 
@@ -234,11 +232,13 @@ def scatter_figure(course: Course, phase: str = "initial") -> None:
     panels["both greedy"] = "LoRA, greedy", "QLoRA, greedy"
     rows, (fig, axes) = course.results.frame("scatter", phase), subplots(1, 3, figsize=(10.5, 3.7))
     rows = rows if len(rows) else select(course.full_runs("scatter"), measure=phase)
+    top = (rows["x"].astype(int) // 100).max()
     for ax, (name, (x, y)) in zip(axes, panels.items(), strict=True):
         here = rows[rows["condition"] == name]
         a, b = here["x"].astype(int) // 100, here["x"].astype(int) % 100
         ax.scatter(a, b, 400 * here["value"] / max(1, here["value"].max()), color=COLORS[0])
         ax.axline((0, 0), slope=1, color="black", lw=0.8, ls=":")
+        ax.set(xlim=(-0.7, top + 0.7), ylim=(-0.7, top + 0.7))
         ax.set(xlabel=f"{x} (level)", ylabel=f"{y} (level)")
     about = f"{phase.capitalize()} answers of the test people; areas are counts. Dotted: equal."
     alt = "Three panels of marks on a grid of levels; greedy answers use few levels."
@@ -258,8 +258,8 @@ def amount_figure(course: Course) -> None:
 
     about = "Marks by the number of people; dotted: everyone gets the population's own shares."
     alt = "Three panels of marks over the number of people, a dotted line in each."
-    titles = {"truth all": "per-person KL to the truth", "rmse all mean": "RMSE, expected value"}
-    titles["kl all t=1"] = "KL at t = 1"
+    titles = {"rmse all mean": "RMSE, expected value", "kl all t=1": "KL at t = 1"}
+    titles["truth all"] = "per-person KL to the truth"
     _panels(course, "amount", titles, draw, "training people (log)", caption=about, alt=alt)
 
 

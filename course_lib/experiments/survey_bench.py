@@ -74,10 +74,14 @@ def _places(test: Survey, rows: pd.DataFrame) -> np.ndarray:
     return keys.get_indexer(pd.MultiIndex.from_frame(rows[["person", "item"]]))
 
 
-def measured(bench: Bench, logps: np.ndarray) -> Items:
-    """Every measure of log-probabilities (rows, levels), with one value a test person."""
+def measured(bench: Bench, logps: np.ndarray, guess: np.ndarray | None = None) -> Items:
+    """Every measure of log-probabilities (rows, levels), with one value a test person.
+
+    `guess` (rows,): levels that stand for the greedy answer, of a regression.
+    """
     probs, ratings, found = population.level_probs(logps), bench.ratings, {}
     answers = {t: population.decode(logps, t, bench.uniform) for t in TEMPERATURES}
+    answers |= {} if guess is None else {0.0: guess}
     mean, num_levels = population.expected_value(probs), logps.shape[-1]
     for phase, here in bench.phases().items():
         person, human = bench.rows["person"].to_numpy()[here], ratings[here]
@@ -200,7 +204,8 @@ def baseline(bench: Bench, name: str, seed: int) -> Items:
         tables.append(table.assign(rating=rating, person=person))
         people += part.people
         offset += len(part.people)
-    return measured(bench, np.log(baselines.predicted(name, people, *tables, num_levels, seed)))
+    guess, probs = baselines.predicted(name, people, *tables, num_levels, seed)
+    return measured(bench, np.log(np.maximum(probs, 1e-6)), guess)
 
 
 def add_others(course: Course, ran: Ran, benches: Mapping[int, Bench]) -> None:
