@@ -153,12 +153,18 @@ class Ran:
         names = [*self.items, *self.missing]
         return [{"": n} | {m: str(self.mean(m, n)) for m in measures} for n in names]
 
-    def save(self, texts: Sequence[tuple[str, str, str, int]] = (), start: str = "") -> None:
+    def save(
+        self,
+        texts: Sequence[tuple[str, str, str, int]] = (),
+        start: str = "",
+        measures: Sequence[str] | None = None,
+    ) -> None:
         """Write the records of a full run into the build folder; a live run keeps none.
 
         Args:
             texts: (condition, measure, rule of `records`, n) of the items whose answers are kept:
                 chosen by their gain over the condition `start` with the first seed.
+            measures: whose items are kept; None keeps all.
         """
         if not self.course.full:
             return
@@ -167,6 +173,7 @@ class Ran:
             (self.claim, name, measure): np.stack(self.values(measure, name))
             for name, by_seed in self.items.items()
             for measure in next(iter(by_seed.values())).values
+            if measures is None or measure in measures
         }
         number = self.course.notebook
         records.save_items(folder / f"{number}_items.npz", found, seeds)

@@ -56,6 +56,7 @@ SWEEP = Experiment(
 )  # fmt: skip
 
 RMSE_BY_T = [f"rmse all t={t:g}" for t in TEMPERATURES]
+KEPT = [*RMSE_BY_T, "kl all t=0", "kl all t=1", "rmse all mean", "truth all"]  # person by person
 CLAIMS = [
     Claim("10.1a", "A higher temperature costs individual fit", "2403.20252",
           "slope of RMSE on t, 0 to 1, points", "> 0",
@@ -165,8 +166,7 @@ def _curves(course: Course, claim: str, joined: bool | None = None) -> Callable:
 
     def draw(ax: Axes, measure: str) -> None:
         for order, name in enumerate(("LoRA", "numeric penalty")):
-            look = {"order": order, "label": name, "joined": joined}
-            points(ax, course, claim, measure, name, **look)
+            points(ax, course, claim, measure, name, order=order, label=name, joined=joined)
 
     return draw
 
