@@ -6,10 +6,19 @@
 from itertools import islice
 from statistics import mean, median, quantiles
 
+import numpy as np
 import pytest
 from course_runs import ROOT
 
-from course_lib.world import documents, exam, instructions, judge, problems, topics
+from course_lib.world import (
+    documents,
+    exam,
+    instructions,
+    judge,
+    population,
+    problems,
+    topics,
+)
 
 CARD = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
 
@@ -46,6 +55,23 @@ def measure() -> dict[str, str]:
     rows["demonstrations: judge's score, mean, best tenth begins at"] = (
         f"{mean(scores):.1f}, {quantiles(scores, n=10)[-1]:.1f}"
     )
+    people = population.draw_people(2000, 0)
+    probs = population.rating_probs(
+        population.opinions(people, [""] * 2000), population.scale("0-100")
+    )
+    levels, rated = np.arange(101), probs.mean(0)
+    centres = probs @ levels
+    scatter = (probs @ levels**2 - centres**2).mean()
+    rows["population: fields, sentences (themes)"] = "{}, {} ({})".format(
+        len(people[0]), len(population.items()) - 1, len(population.facts()["themes"])
+    )
+    rows["population: share of the variance that the fields explain"] = (
+        f"{centres.var() / (centres.var() + scatter):.2f}"
+    )
+    rows["population: scatter of one person's answer, points"] = f"{scatter**0.5:.0f}"
+    rows["population: shares of answers at 0, 50, 100, on a ten"] = ", ".join(
+        f"{share:.2f}" for share in (*rated[[0, 50, 100]], rated[::10].sum())
+    )
     false = [judge.false_statements(row, row["completion"]) > 0 for row in shown]
     rows["demonstrations that hold a false statement"] = f"{mean(false):.2f}"
     return rows
@@ -64,7 +90,7 @@ def test_the_cards_figures_are_what_is_measured(measured):
 
 def test_the_card_lists_each_planted_property():
     planted = CARD.split("## Planted")[1].lower()
-    for words in ("slip", "enthusias", "panel", "skill", "confident", "forum"):
+    for words in ("slip", "enthusias", "panel", "skill", "confident", "forum", "cars"):
         assert words in planted
 
 

@@ -1,6 +1,7 @@
 """What every training loop needs around its loss: order, learning rate, a guarded update, a device.
 
-No base trainer: a loop draws rows, computes its loss, calls `backward`, and then `Update`.
+`fit` is the one supervised loop: rows, a loss of a batch, and nothing else. A loop that samples or
+scores between its updates draws rows, computes its loss, calls `backward`, and then `Update`.
 """
 
 from __future__ import annotations
@@ -8,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from course_lib import CourseError
+from course_lib.algorithms import chat
 
 SNAPSHOT_STEPS = 10  # how often the weights that a non-finite loss falls back to are copied
 
@@ -47,6 +50,51 @@ def schedule(step: int, num_steps: int, warmup: float = 0.0, shape: str = "cosin
     if shape not in shapes:
         raise CourseError(f"The schedule is {shape!r}; expected 'cosine', 'linear' or 'constant'.")
     return shapes[shape]
+
+
+def fit(
+    model: torch.nn.Module,
+    rows: Sequence[Mapping],
+    loss_of: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, dict[str, torch.Tensor]]],
+    config: Any,
+    progress: Callable[[dict], None] | None = None,
+) -> list[dict]:
+    """Train the weights that require gradients on `rows`; a history row per optimiser step.
+
+    Args:
+        rows: with `input_ids` and `completion_mask`; what else they have becomes tensors, too.
+        loss_of: a batch to its loss, the mean over its rows, and metrics, means as well.
+        config: has what `Update`, `steps_of` and `training` need, batch_size, dtype and seed.
+
+    Raises:
+        Diverged: the loss or its gradient is not finite; the last good weights are back.
+    """
+    # 1. Order, optimiser, schedule.
+    num_steps, history, start = steps_of(config, len(rows)), [], time.perf_counter()
+    update = Update(model.parameters(), num_steps, config)
+    order, num_rows = endless(len(rows), random.Random(config.seed)), config.batch_size
+    num_rows *= config.gradient_accumulation_steps
+    with training(model, config.gradient_checkpointing):
+        for step in range(1, num_steps + 1):
+            # 2. The gradient of the step's rows, in forward passes of rows of like length.
+            chosen = [rows[next(order)] for _ in range(num_rows)]
+            size = {"batch_size": config.batch_size, "tokens_per_batch": forward_tokens(model)}
+            groups = [[chosen[i] for i in group] for group in chat.batches(chosen, **size)]
+            parts = ((batch_of(group), len(group) / num_rows) for group in groups)
+            found = backward(model, parts, lambda _, batch: loss_of(batch), config.dtype)
+            # 3. Update, unless something is not finite, and record.
+            row = {"step": step, **found, **update(step, found["loss"])}
+            row["num_tokens"] = sum(len(each["input_ids"]) for each in chosen)
+            history.append(row | {"seconds": time.perf_counter() - start})
+            if progress:
+                progress(history[-1])
+    return history
+
+
+def batch_of(rows: Sequence[Mapping]) -> dict[str, torch.Tensor]:
+    """Collated rows; the columns beside `input_ids` and `completion_mask` as tensors (B, ...)."""
+    others = [name for name in rows[0] if name not in ("input_ids", "completion_mask")]
+    return chat.collate(rows, 0) | {n: torch.tensor([row[n] for row in rows]) for n in others}
 
 
 @contextlib.contextmanager

@@ -142,7 +142,7 @@ def doctor(
 
 @app.command()
 def pretrain(
-    size: Annotated[str, typer.Argument(help="s, m or l.")],
+    size: Annotated[str, typer.Argument(help="s, m or l; m-surveys for m after other surveys.")],
     tokens: Annotated[
         int | None, typer.Option(help="Tokens to train on; as shipped if not given.")
     ] = None,
@@ -151,12 +151,16 @@ def pretrain(
         bool, typer.Option("--ship", help="Then measure it and put it into data/models.")
     ] = False,
 ) -> None:
-    """Pretrain a pocket model on the world's documents; resumable."""
+    """Pretrain a pocket model on the world's documents, or make m-surveys of m; resumable."""
     from course_lib.core.checks import check_choice
+    from course_lib.pretraining import surveys
     from course_lib.pretraining.pretrain import PretrainConfig
     from course_lib.pretraining.pretrain import pretrain as train
 
-    check_choice("SIZE", size, ("s", "m", "l"))
+    check_choice("SIZE", size, ("s", "m", "l", "m-surveys"))
+    if size == "m-surveys":
+        typer.echo(f"model in {surveys.ship() if ship else surveys.train_surveyed()[0]}")
+        return
     config = PretrainConfig(size=size, seed=seed, **({"tokens": tokens} if tokens else {}))
     typer.echo(f"model in {train(config, progress=print)}")
     if ship:

@@ -8,8 +8,10 @@ whether it is live or full.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +21,12 @@ from course_lib.core.checks import check_choice
 from course_lib.core.stats import Interval
 from course_lib.experiments import records
 from course_lib.experiments.measures import wins
+from course_lib.kit import claims
 from course_lib.kit.results import select
 
 if TYPE_CHECKING:
     from course_lib.kit.course import Course
+    from course_lib.kit.tables import Table
 
 Settings = Mapping[str, Any]
 
@@ -55,6 +59,18 @@ class Experiment:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """A statement, and how a run decides it; a statement's parts are claims "10.1a", "10.1b"."""
+
+    id: str
+    statement: str
+    source: str
+    measure: str  # in words, with its unit
+    target: str  # as in `kit.claims.verdict`
+    effect: Callable[[Ran], Interval | Missing]
+
+
+@dataclass(frozen=True)
 class Missing:
     """A condition or an effect that this run has not measured."""
 
@@ -76,9 +92,15 @@ class Ran:
     folders: dict[str, dict[int, str]] = field(default_factory=dict)
     items: dict[str, dict[int, Items]] = field(default_factory=dict)
 
-    def add(self, condition: str, by_seed: Mapping[int, Items]) -> None:
+    def add(self, condition: str, by_seed: Mapping[int, Items], record: bool = False) -> None:
         """A condition that nothing is trained for: where all start, or a rule."""
         self.items[condition] = dict(by_seed)
+        for seed, found in by_seed.items() if record else ():
+            self._record(condition, seed, found)
+
+    def _record(self, condition: str, seed: int, found: Items) -> None:
+        for measure, values in found.values.items():
+            self.course.results.add(self.claim, condition, 0, seed, measure, values.mean())
 
     def whole(self) -> dict[str, dict[int, Any]]:
         """What the measures returned, by condition and seed."""
@@ -114,17 +136,35 @@ class Ran:
             return lacking
         return kind(self.values(measure, condition))
 
+    def change(self, measure: str, other: str, condition: str) -> Interval | Missing:
+        """The mean of a measure minus that of another one, of the same condition."""
+        if lacking := self._lacking(condition, measure) or self._lacking(condition, other):
+            return lacking
+        return stats.gain(self.values(measure, condition), self.values(other, condition))
+
+    def slope(self, x: Sequence[float], measures: Sequence[str], condition: str) -> Any:
+        """The slope of a condition's measures on `x`, per unit of it."""
+        if lacking := next(filter(None, (self._lacking(condition, m) for m in measures)), None):
+            return lacking
+        return stats.slope(x, [self.values(measure, condition) for measure in measures])
+
     def table(self, *measures: str) -> list[dict[str, str]]:
         """A row for each condition, those that are missing too, with the means of measures."""
         names = [*self.items, *self.missing]
         return [{"": n} | {m: str(self.mean(m, n)) for m in measures} for n in names]
 
-    def save(self, texts: Sequence[tuple[str, str, str, int]] = (), start: str = "") -> None:
+    def save(
+        self,
+        texts: Sequence[tuple[str, str, str, int]] = (),
+        start: str = "",
+        measures: Sequence[str] | None = None,
+    ) -> None:
         """Write the records of a full run into the build folder; a live run keeps none.
 
         Args:
             texts: (condition, measure, rule of `records`, n) of the items whose answers are kept:
                 chosen by their gain over the condition `start` with the first seed.
+            measures: whose items are kept; None keeps all.
         """
         if not self.course.full:
             return
@@ -133,6 +173,7 @@ class Ran:
             (self.claim, name, measure): np.stack(self.values(measure, name))
             for name, by_seed in self.items.items()
             for measure in next(iter(by_seed.values())).values
+            if measures is None or measure in measures
         }
         number = self.course.notebook
         records.save_items(folder / f"{number}_items.npz", found, seeds)
@@ -153,7 +194,9 @@ class Ran:
             check_choice("The condition", name, (*self.items, *self.missing))
         why = next((self.missing[name] for name in names if name in self.missing), None)
         if why is None:
-            return None
+            there = [next(iter(self.items[name].values())).values for name in names]
+            known = measure is None or all(measure in values for values in there)
+            return None if known else Missing("truth unknown")
         rows = select(self.course.full_runs(self.claim), measure=measure) if measure else None
         if rows is None or not set(names) <= set(rows["condition"]):
             return Missing(why)
@@ -192,8 +235,7 @@ def run(
             bench = by[seed] if by else None
             found = experiment.measure(course, folder, name, seed, settings[name], bench)
             ran.items[name][seed] = found
-            for measure, values in found.values.items():
-                course.results.add(experiment.claim, name, 0, seed, measure, values.mean())
+            ran._record(name, seed, found)
     return ran
 
 
@@ -212,3 +254,24 @@ def conditions(
         else:
             missing[name] = "in the full run"
     return settings, missing
+
+
+def decide(course: Course, ran: Ran, *ids: str) -> Table:
+    """Decide statements of the notebook's `CLAIMS` with all their parts; the table of the verdicts.
+
+    A claim whose conditions this run lacks is named with the reason, and not recorded. So is one of
+    another profile's survey that cannot be measured there.
+    """
+    known = importlib.import_module(f"course_lib.experiments.nb{course.notebook}").CLAIMS
+    parts = [claim for claim in known for id in ids if claim.id.rstrip(ascii_lowercase) == id]
+    if not parts:
+        check_choice("The claim", ids[0], tuple(claim.id for claim in known))
+    found = []
+    for one in parts:
+        effect = one.effect(ran)
+        if isinstance(effect, Missing):
+            print(f"{one.id} {one.statement} ({one.measure}): {effect}")
+            continue
+        words = {"source": one.source, "measure": one.measure, "target": one.target}
+        found.append(claims.claim(course, one.id, one.statement, interval=effect, **words))
+    return claims.beside_full(found, only=[claim.id for claim in parts])

@@ -12,15 +12,18 @@ compared two answers. Reward models, PPO and DPO learn from these rankings.
 
 from __future__ import annotations
 
+import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from course_lib.algorithms import chat, dpo, loop, ppo, reward, sft
+from course_lib.algorithms import chat, dpo, loop, population, ppo, reward, sft
 from course_lib.algorithms.dpo import DPOConfig, Pair
+from course_lib.algorithms.population import PopulationConfig
 from course_lib.algorithms.ppo import PPOConfig
 from course_lib.algorithms.reward import Comparison, RewardConfig
 from course_lib.algorithms.sft import SFTConfig
@@ -44,6 +47,7 @@ from course_lib.inputs.models import (
     num_parameters,
     save_model,
 )
+from course_lib.inputs.people import asked_rows, group_rows, other_survey_rows, survey_parts
 from course_lib.inputs.rows import (
     document_texts,
     instruction_rows,
@@ -54,6 +58,7 @@ from course_lib.inputs.rows import (
 from course_lib.world import judge
 
 if TYPE_CHECKING:
+    from course_lib.inputs.survey import Survey
     from course_lib.kit.course import Course
 
 Progress = Callable[[int], Callable[[dict], None]]  # from a number of steps to a progress bar
@@ -77,9 +82,10 @@ def training_history(folder: str) -> list[dict]:
     return read_json(path) if path.is_file() else []
 
 
-def load(course: Course, model: str) -> tuple[Any, Any]:
-    """(model, tokenizer) of a name or folder, in fp32 on the profile's device."""
-    return load_both(model, course.profile.revisions.get(model), device=course.device)
+def load(course: Course, model: str, quantize: str | None = None) -> tuple[Any, Any]:
+    """(model, tokenizer) of a name or folder, in fp32 on the profile's device, or in 4 bits."""
+    options = {"device": course.device, "quantize": quantize}
+    return load_both(model, course.profile.revisions.get(model), **options)
 
 
 def pinned(course: Course, model: str) -> str:
@@ -429,3 +435,103 @@ def dpo_policy(
             bar = progress(loop.steps_of(config, len(good))) if progress else None
             keep(entry, policy, tokenizer, dpo.train_dpo(policy, pairs, config, bar))
     return str(entry.folder)
+
+
+# ---- a population ------------------------------------------------------------------------------
+
+LOSSES = {  # on the levels of a survey's scale, by name; the last two learn from groups' shares
+    "cross-entropy": population.rating_loss,
+    "numeric": population.numeric_loss,
+    "number-token": population.number_token_loss,
+    "forward KL": population.forward_kl_loss,
+    "Wasserstein": population.wasserstein_loss,
+}
+GROUP_LOSSES = ("forward KL", "Wasserstein")
+LORA_RANK = 16
+OTHER_ROWS = 12_000  # answers to other surveys that a model of any size reads before tuning
+
+
+def surveyed(course: Course, role: str = "") -> str:
+    """The chat model that stands before tuning: one that has answered other surveys.
+
+    Args:
+        role: "" takes the profile's own, `surveyed`, or else its instruct model; "small", "base"
+            or "large" trains that one on other surveys of the pocket world's people.
+    """
+    if not role:
+        return course.model("surveyed" if "surveyed" in course.profile.models else "instruct")
+    start = course.model(role)
+    config = sft_config(course, start, num_epochs=1, learning_rate=5e-4, batch_size=8)
+    rows = other_survey_rows(90, OTHER_ROWS)
+    with stage("surveyed", config, inputs=[pinned(course, start), rows]) as entry:
+        if entry.new:
+            model, tokenizer = load(course, start)
+            read = [chat.render_chat(tokenizer, row["messages"]) for row in rows]
+            keep(entry, model, tokenizer, sft.train_sft(model, read, config))
+    return str(entry.folder)
+
+
+def population_config(course: Course, base: str, **changes: Any) -> PopulationConfig:
+    """The course's settings for LoRA on a survey; all weights take a third of its rate."""
+    small = parameters_of(course, base) < SMALL
+    settings = {"learning_rate": 1.5e-3 if small else 3e-4, "num_steps": 300}
+    like = sft_config(course, base, lora=False)
+    settings |= {"dtype": like.dtype, "gradient_checkpointing": like.gradient_checkpointing}
+    return PopulationConfig(**{**settings, **changes})
+
+
+def survey_model(
+    course: Course,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    survey: Mapping[str, Any],
+    role: str = "",
+    people: int | None = None,
+    posts: int = 1,
+    loss: str = "cross-entropy",
+    options: Mapping[str, Any] | None = None,
+    quantize: str | None = None,
+    lora: int = LORA_RANK,
+    **changes: Any,
+) -> str:
+    """The folder of a model that has read a survey's training people, one rating a row.
+
+    Args:
+        survey: arguments of `inputs.people.survey_parts`.
+        role: of the model that it starts from, as in `surveyed`.
+        people: the first so many of the training people; None takes all.
+        posts: answers after sentences that are read of each person, beside the initial one.
+        loss, options: a loss of `LOSSES` and its own settings.
+        quantize: "nf4" for QLoRA. lora: the rank; 0 trains all weights.
+        changes: fields of `PopulationConfig` that differ from `population_config`; with 0 as
+            num_steps it is the model before tuning.
+    """
+    start, (train, _, _) = surveyed(course, role), survey_parts(**survey)
+    config = population_config(course, start, seed=seed, **changes)
+    if config.num_steps == 0:
+        return start
+    asked = group_rows(train) if loss in GROUP_LOSSES else training_rows(train, people, posts)
+    # Few people are not read more often than five times.
+    config.num_steps = min(config.num_steps, max(1, 5 * len(asked) // config.batch_size))
+    settings = {"loss": loss, "options": dict(options or {}), "quantize": quantize, "lora": lora}
+    inputs = [pinned(course, start), asked, settings, course.dtype]
+    with stage("survey", config, inputs) as entry:
+        if entry.new:
+            torch.manual_seed(seed)  # of LoRA's matrices
+            model, tokenizer = load(course, start, quantize)
+            model = add_lora(model, r=lora) if lora else model
+            ids = population.level_ids(tokenizer, train.low, train.high)
+            rows = population.render_rows(tokenizer, asked, train.low, ids is not None)
+            bar = progress(config.num_steps) if progress else None
+            loss_fn = functools.partial(LOSSES[loss], **settings["options"])
+            history = population.train_population(model, rows, config, ids, loss_fn, bar)
+            keep(entry, model, tokenizer, history)
+    return str(entry.folder)
+
+
+def training_rows(train: Survey, people: int | None = None, posts: int = 1) -> list[dict]:
+    """Rows with `messages` and `rating` of the first `people` of a survey's part."""
+    rows = asked_rows(train, posts)
+    rows = rows if people is None else rows[rows["person"] < people]
+    return rows[["messages", "rating"]].to_dict("records")

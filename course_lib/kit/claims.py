@@ -215,13 +215,17 @@ def claims_table(course) -> Table:
     return beside_full(load_claims(course.build / CLAIMS))
 
 
-def beside_full(rows: Sequence[Claim]) -> Table:
-    """Claims as a table; live ones of the pocket models beside those of the committed full run."""
+def beside_full(rows: Sequence[Claim], only: Sequence[str] = ()) -> Table:
+    """Claims as a table; live ones of the pocket models beside those of the committed full run.
+
+    `only`: ids of the committed ones that are shown; none stands for all of the notebook.
+    """
     full = load_claims(ROOT / "data" / "results" / CLAIMS)
     if not rows or any((row.profile, row.effort) != ("pocket", "live") for row in rows):
         full = []
     notebooks = {row.notebook for row in rows}
-    return verdict_table(rows, [row for row in full if row.notebook in notebooks])
+    full = [row for row in full if row.notebook in notebooks and (not only or row.id in only)]
+    return verdict_table(rows, full)
 
 
 def verdict_table(rows: Sequence[Claim], full: Sequence[Claim] = ()) -> Table:
