@@ -84,10 +84,8 @@ def test_a_nan_is_no_verdict():
 def test_recorded_as_the_design_says(course, tmp_path):
     record(course)
     (row,) = json.loads((tmp_path / "claims.json").read_text(encoding="utf-8"))
-    wanted = (
-        "id statement source measure effect low high target holds profile effort seeds notebook"
-    )
-    assert list(row) == wanted.split()
+    wanted = "id statement source measure effect low high target holds profile effort seeds"
+    assert list(row) == [*wanted.split(), "notebook", "items_fixed"]
     assert (row["effect"], row["low"], row["high"], row["holds"]) == (0.9, 0.85, 0.95, True)
     assert (row["profile"], row["effort"], row["seeds"]) == ("pocket", "live", [0])
 

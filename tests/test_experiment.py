@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from course_lib import CourseError
+from course_lib.core import stats
 from course_lib.core.cache import read_json
-from course_lib.core.stats import over_seeds
 from course_lib.experiments import records
 from course_lib.experiments.experiment import Experiment, Items, Missing, run
 from course_lib.kit import results
@@ -70,7 +70,7 @@ def test_effects_are_paired_by_item_and_seed():
     assert ran.gain("truth", "twice", "usual").estimate == pytest.approx(3.0)
     spread = ran.gain("truth", "twice", "usual")
     assert spread.high - spread.low < 1e-6  # the same noise on both sides
-    assert ran.mean("truth", "usual") == over_seeds(ran.values("truth", "usual"))
+    assert ran.mean("truth", "usual") == stats.mean(ran.values("truth", "usual"))
     assert ran.wins("usual", "usual").estimate == 0.5
     assert [row[""] for row in ran.table("truth")] == ["usual", "twice", "slow", "large"]
 

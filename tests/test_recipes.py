@@ -8,7 +8,6 @@ import torch
 from tiny import tiny
 
 from course_lib.algorithms import chat, dpo, reward
-from course_lib.core import stats
 from course_lib.experiments import answers, measures, nb01, recipes
 from course_lib.inputs.models import save_model
 from course_lib.kit.course import setup
@@ -114,12 +113,6 @@ def test_answers_are_scored_row_by_row(course):
     again = measures.answer_rows(course, *pair, rows, seed=0, max_new_tokens=5)
     assert found.texts == again.texts and found.scores.shape == (4,)
     assert set(np.unique(found.is_answer)) <= {0.0, 1.0}
-
-
-def test_interval_of_one_run_is_over_items_and_of_several_over_seeds():
-    ones = np.ones(20)
-    assert stats.over_seeds([ones]) == stats.wilson(20, 20)
-    assert stats.over_seeds([ones, 0 * ones]) == stats.t_interval([1, 0])
 
 
 def test_a_click_in_the_playground_changes_what_is_shown(course, folder):

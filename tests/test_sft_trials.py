@@ -3,11 +3,9 @@
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from course_runs import ROOT
 
-from course_lib.core.stats import ratio_items
 from course_lib.experiments import sft_trials
 from course_lib.inputs.models import load_model
 
@@ -47,17 +45,6 @@ def test_paste_puts_a_page_before_the_request_and_keeps_the_answer():
     (pasted,) = sft_trials.paste([row], ["one two three"], 2)
     assert pasted["prompt"] == "one two\n\nask" == pasted["messages"][0]["content"]
     assert pasted["messages"][1:] == messages[1:] and row["prompt"] == "ask"
-
-
-def test_ratio_items_have_the_ratio_as_mean_and_its_spread():
-    rng = np.random.default_rng(0)
-    b = rng.normal(5, 1, size=400)
-    assert ratio_items(2 * b, b) == pytest.approx(np.full(400, 2.0))
-    a = b + rng.normal(0, 1, size=400)
-    assert ratio_items(a, b).mean() == pytest.approx(a.mean() / b.mean())
-    draws = rng.integers(400, size=(2000, 400))
-    spread = np.std(a[draws].mean(1) / b[draws].mean(1))
-    assert ratio_items(a, b).std() / 20 == pytest.approx(spread, rel=0.1)
 
 
 def test_importing_says_nothing():

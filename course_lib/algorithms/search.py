@@ -25,7 +25,7 @@ from scipy.special import gammaln, xlogy
 
 from course_lib import CourseError
 from course_lib.algorithms.sampling import generate
-from course_lib.core.stats import Interval
+from course_lib.core.stats import Interval, Rough
 
 
 def best_of_n(proxy: ArrayLike, ns: Sequence[int], values: ArrayLike | None = None) -> np.ndarray:
@@ -167,7 +167,7 @@ def fit_overoptimisation(
 
     def interval(estimate, values) -> Interval:
         low, high = np.quantile(values, [0.025, 0.975], method="inverted_cdf")
-        return Interval(float(estimate), float(low), float(high))
+        return Rough(float(estimate), float(low), float(high))
 
     return OverOptimisation(
         form,

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from course_lib.core import stats
 from course_lib.core.checks import check_choice
-from course_lib.core.stats import Interval, over_seeds
+from course_lib.core.stats import Interval
 from course_lib.experiments import records
 from course_lib.experiments.measures import wins
 from course_lib.kit.results import select
@@ -88,25 +89,30 @@ class Ran:
         found = [each.values[measure] for each in self.items[condition].values()]
         return [v if v.ndim == 1 else v.mean(1) for v in found]
 
-    def gain(self, measure: str, condition: str, other: str) -> Interval | Missing:
-        """The mean of `condition` minus that of `other`, paired by item and seed."""
+    def gain(
+        self, measure: str, condition: str, other: str, kind: Callable = stats.gain
+    ) -> Interval | Missing:
+        """The mean of `condition` minus that of `other`, paired by item and seed.
+
+        Args:
+            kind: `stats.gain`, `stats.paired_share` for zeros and ones, or `stats.ratio`.
+        """
         if lacking := self._lacking(condition, measure, other):
             return lacking
-        pairs = zip(self.values(measure, condition), self.values(measure, other), strict=True)
-        return over_seeds([mine - theirs for mine, theirs in pairs])
+        return kind(self.values(measure, condition), self.values(measure, other))
 
     def wins(self, condition: str, other: str, measure: str = "truth") -> Interval | Missing:
         """How often an answer of `condition` beats one of `other` to the same prompt."""
         if lacking := self._lacking(condition, None, other):
             return lacking
         pairs = zip(self.items[condition].values(), self.items[other].values(), strict=True)
-        return over_seeds([wins(a.values[measure], b.values[measure]) for a, b in pairs])
+        return stats.share([wins(a.values[measure], b.values[measure]) for a, b in pairs])
 
-    def mean(self, measure: str, condition: str) -> Interval | Missing:
-        """The mean of a condition."""
+    def mean(self, measure: str, condition: str, kind: Callable = stats.mean) -> Interval | Missing:
+        """The mean of a condition; `kind` is `stats.share` for values in [0, 1]."""
         if lacking := self._lacking(condition, measure):
             return lacking
-        return over_seeds(self.values(measure, condition))
+        return kind(self.values(measure, condition))
 
     def table(self, *measures: str) -> list[dict[str, str]]:
         """A row for each condition, those that are missing too, with the means of measures."""

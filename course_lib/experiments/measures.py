@@ -17,7 +17,7 @@ from course_lib.algorithms.chat import ask, complete
 from course_lib.algorithms.evaluate import multiple_choice
 from course_lib.algorithms.sampling import generate
 from course_lib.algorithms.sft import document_losses
-from course_lib.core.stats import over_seeds
+from course_lib.core.stats import share
 from course_lib.experiments.answers import SAMPLING, Scorer, sampling_config
 from course_lib.inputs.rows import document_texts, exam_rows, scorer
 from course_lib.world.exam import render_prompt
@@ -68,7 +68,7 @@ def share_answered(runs: list[Answers]) -> Any:
     """The share of prompts answered, with its interval; "unknown" where the truth is not known."""
     if any(run.is_answer is None for run in runs):
         return "unknown"
-    return over_seeds([run.is_answer for run in runs])
+    return share([run.is_answer for run in runs])
 
 
 @dataclass

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from course_lib.algorithms.evaluate import LETTERS, multiple_choice, multiple_choice_by_text
+from course_lib.core import stats
 from course_lib.core.cache import read_json
-from course_lib.core.stats import bootstrap, over_seeds
 from course_lib.experiments.measures import Answers, answer_rows
 from course_lib.experiments.recipes import instruct_model, load, training_history
 from course_lib.inputs.models import model_path
@@ -83,8 +83,7 @@ def by_question(items: list[dict], correct: np.ndarray) -> np.ndarray:
 def exam_gain(items: list[dict], before: list[MCResult], after: list[MCResult]) -> tuple:
     """(gain, weaker), intervals over questions: accuracy after less before, the lower of both."""
     old, new = ([by_question(items, run.correct) for run in runs] for runs in (before, after))
-    gain = over_seeds([b - a for a, b in zip(old, new, strict=True)])
-    return gain, min(bootstrap(np.mean(runs, axis=0)) for runs in (old, new))
+    return stats.gain(new, old), min(stats.share(runs) for runs in (old, new))
 
 
 def loss_by_tenth(folder: str) -> list[float]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from course_lib.algorithms import reward, search
 from course_lib.core.cache import read_json, stage
-from course_lib.core.stats import over_seeds
+from course_lib.core.stats import mean, share
 from course_lib.experiments.answers import WATCHED, prompts_that_fit
 from course_lib.experiments.experiment import Items
 from course_lib.experiments.measures import Written, wins, write
@@ -181,11 +181,11 @@ def table(
     for name, by_seed in runs.items():
         row = {"": name}
         for field, title in COLUMNS.items():
-            row[title] = str(over_seeds([getattr(w, field).mean(1) for w in by_seed.values()]))
+            row[title] = str(mean([getattr(w, field).mean(1) for w in by_seed.values()]))
         if not any(written.kl.any() for written in by_seed.values()):
             row[COLUMNS["kl"]] = "0"  # as it came
         won = [over_before(benches[seed], written) for seed, written in by_seed.items()]
-        rows.append(row | {"wins over before": str(over_seeds(won))})
+        rows.append(row | {"wins over before": str(share(won))})
     return rows
 
 

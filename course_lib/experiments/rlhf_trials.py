@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 
 from course_lib.algorithms import chat, ppo, reward, search
-from course_lib.core.stats import Interval, over_seeds, ratio_items, smallest_step, t_interval
+from course_lib.core import stats
+from course_lib.core.stats import Interval, smallest_step
 from course_lib.experiments import answers, measures, policy_bench, recipes, sft_trials
 from course_lib.experiments.answers import WATCHED, prompts_that_fit
 from course_lib.experiments.experiment import Items, Ran
@@ -125,17 +126,23 @@ def by_prompt(history: Sequence[Mapping], name: str) -> np.ndarray:
 def later_peak(folders: Sequence[Mapping[int, str]]) -> Interval:
     """The smallest step of √KL at the truth's peak with the next amount of data, over seeds."""
 
-    def place(folder: str) -> np.ndarray:
+    def place(folder: str) -> float:
         history = training_history(folder)
         peak = int(np.argmax([window.mean() for window in windows(history, "truth")]))
-        return np.array([max(0.0, windows(history, "kl")[peak].mean()) ** 0.5])
+        return max(0.0, windows(history, "kl")[peak].mean()) ** 0.5
 
-    return smallest_step([[place(folder) for folder in runs.values()] for runs in folders])
+    places = [[place(folder) for folder in runs.values()] for runs in folders]
+    return smallest_step(places, by_run)
+
+
+def by_run(after: Sequence[float], before: Sequence[float]) -> Interval:
+    """A step of a statistic of whole runs, one number each."""
+    return stats.fit(np.subtract(after, before))
 
 
 def same_distance(along: pd.DataFrame, names: Sequence[str]) -> Interval:
     """The smallest step of the gain in truth from run to run, as far as all of them went."""
-    found: list[list[np.ndarray]] = [[] for _ in names]
+    found: list[list[float]] = [[] for _ in names]
     for _, rows in along[along["condition"].isin(names)].groupby("seed"):
         paths = []
         for name in names:
@@ -143,8 +150,8 @@ def same_distance(along: pd.DataFrame, names: Sequence[str]) -> Interval:
             paths.append(path.assign(d=path["kl"].clip(lower=0) ** 0.5).sort_values("d"))
         reached = min(path["d"].max() for path in paths)
         for steps, path in zip(found, paths, strict=True):
-            steps.append(np.array([np.interp(reached, path["d"], path["gain"])]))
-    return smallest_step(found)
+            steps.append(np.interp(reached, path["d"], path["gain"]))
+    return smallest_step(found, by_run)
 
 
 def best_of_n(bench: Bench) -> dict[int, policy_bench.Point]:
@@ -164,7 +171,7 @@ def picks_after_the_peak(along: pd.DataFrame, name: str) -> Interval:
     rows = along[(along["condition"] == name) & (along["measure"] == "gain")]
     gains = rows.pivot_table("value", "seed", "x").to_numpy()  # (seeds, ns)
     others = (gains.sum(0) - gains) / (len(gains) - 1)
-    return t_interval(gains[range(len(gains)), others.argmax(1)] - gains[:, -1])
+    return stats.fit(gains[range(len(gains)), others.argmax(1)] - gains[:, -1])
 
 
 def rescored(bench: Bench, pool: Written, n: int) -> Written:
@@ -268,7 +275,7 @@ def beside_a_prompt(played: Mapping[int, Mapping], size: str) -> tuple[Interval,
     after, before, other = f"{size}, PPO", f"{size}, SFT", "l, prompted"
     won = [measures.wins(truths[after], truths[other]) for truths in played.values()]
     more = [more_wins(truths, after, before, other) for truths in played.values()]
-    return over_seeds(won), over_seeds(more)
+    return stats.share(won), stats.mean(more)
 
 
 def taxes(benches: Mapping[int, Bench], folders: Mapping[str, Mapping[int, str]]) -> Ran:
@@ -293,21 +300,21 @@ def only_full(ran: Ran, taxed: Ran, played: Mapping[int, Mapping]) -> dict[str, 
     amounts = [f"{n} prompts" for n in AMOUNTS]
     losses = [taxed.values("document_loss", name) for name in ("γ = 1.0", "γ = 0.1", "PPO")]
     truths = (ran.values("truth", name) for name in ("SFT", "PPO", "the truth"))
-    shares = [ratio_items(a - old, b - old) for old, a, b in zip(*truths, strict=True)]
+    gains = [(a - old, b - old) for old, a, b in zip(*truths, strict=True)]
     falls, rises = after_the_peak(ran.folders["512 prompts"])
     found = {
-        "4.1c": over_seeds(shares),
+        "4.1c": stats.ratio(*zip(*gains, strict=True)),
         "4.1f": ran.gain("truth", "PPO", "λ = 0.95"),
         "4.1g": ran.gain("proxy", "PPO", "λ = 0.95"),
         "4.2d": smallest_step([ran.values("kl", name) for name in weaker]),
         "4.2f": smallest_step([ran.values("proxy", name) for name in weaker]),
         "4.3e": later_peak([ran.folders[name] for name in amounts]),
-        "4.3g": over_seeds(falls),
-        "4.3h": over_seeds(rises),
+        "4.3g": stats.mean(falls),
+        "4.3h": stats.mean(rises),
         "4.3i": ran.gain("truth", "SFT", "512 prompts"),
         "4.4c": smallest_step(losses),
         "4.4d": ran.gain("truth", "γ = 1.0", "PPO"),
-        "4.4e": taxed.gain("exam", "γ = 1.0", "PPO"),
+        "4.4e": taxed.gain("exam", "γ = 1.0", "PPO", stats.paired_share),
         "4.4f": ran.gain("proxy", "γ = 0.1", "PPO"),
         "4.4g": ran.gain("proxy", "γ = 1.0", "PPO"),
     }
@@ -320,7 +327,7 @@ def only_full(ran: Ran, taxed: Ran, played: Mapping[int, Mapping]) -> dict[str, 
     if "biased labellers" in ran.items:
         found["4.6b"] = ran.gain("false", "biased labellers", "SFT")
         rates = zip(falsehood(ran, "biased labellers"), falsehood(ran, "PPO"), strict=True)
-        found["4.6c"] = over_seeds([biased - fair for biased, fair in rates])
+        found["4.6c"] = stats.mean([biased - fair for biased, fair in rates])
     if all("s, PPO" in truths for truths in played.values()):
         found["4.5b"], found["4.5d"] = beside_a_prompt(played, "s")
     return found

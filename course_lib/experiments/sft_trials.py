@@ -244,7 +244,7 @@ def train_manners(
 ) -> tuple[dict[str, np.ndarray], dict[str, list]]:
     """Two models of manners, sums by calculator ("tool") and from the head ("head").
 
-    Returns arrays: 1 for each sum that a model does right, and the difference ("gain by the tool");
+    Returns arrays: 1 for each sum that a model does right ("tool", "head");
     by theme, the share of "refusal" and "safe" requests that "tool" declines, on new themes and,
     as "refusal, known", on those it was trained on; and the talks about the sums.
     """
@@ -253,7 +253,6 @@ def train_manners(
         rows = render_rows(course, tokenizer, manners(course, n, seed, tool=name == "tool"))
         model, _ = finetune(course, rows, seed, num_epochs=6, batch_size=8, rate=3.0)
         found[name], talks[name] = do_sums(model, tokenizer, sums)
-    found["gain by the tool"] = found["tool"] - found["head"]
     for kind in ("refusal", "safe"):
         found[kind] = refusals(course, model, tokenizer, kind, "test", seed)
         found[f"{kind}, known"] = refusals(course, model, tokenizer, kind, "train", seed)

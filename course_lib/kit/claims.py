@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass
 
 from course_lib import ROOT, CourseError
 from course_lib.core.cache import build_dir, write_text
-from course_lib.core.stats import Interval, equivalent
+from course_lib.core.stats import Interval, Rough, equivalent
 from course_lib.kit.tables import Table
 
 _TARGET = re.compile(r"(>=|<=|>|<|within)\s*(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
@@ -52,6 +52,7 @@ class Claim:
     effort: str
     seeds: list[int]
     notebook: str
+    items_fixed: bool = False  # its interval leaves out the luck of the items that its seeds share
 
     @property
     def word(self) -> str:
@@ -81,6 +82,7 @@ def verdict(interval: Interval, target: str) -> bool | None:
 
     Targets: ">= x", "> x", "<= x", "< x", "within x" (equivalence: the interval of a difference
     inside ±x), and "computed" (always None). A trend is an effect with its interval and "> 0".
+    An interval that is `Rough` decides nothing.
     """
     if target == "computed":
         return None
@@ -94,6 +96,8 @@ def verdict(interval: Interval, target: str) -> bool | None:
     _, low, high = interval
     if not low <= high:  # also catches nan
         raise ValueError(f"an interval needs low <= high, got [{low}, {high}]")
+    if isinstance(interval, Rough):
+        return None
     if relation == "within":
         return equivalent(interval, x)
     if relation in ("<=", "<"):  # the mirror image of >= and >
@@ -128,7 +132,8 @@ def claim(
                 f"{target!r} needs (estimate, low, high); use a function of course_lib.stats."
             )
         interval = (interval, interval, interval)
-    interval = Interval(*(float(value) for value in interval))
+    kind = Rough if isinstance(interval, Rough) else Interval
+    interval = kind(*(float(value) for value in interval))
     row = Claim(
         id=id,
         statement=statement,
@@ -231,8 +236,9 @@ def verdict_table(rows: Sequence[Claim], full: Sequence[Claim] = ()) -> Table:
         cells[-1].append(words)
         if full:
             other = theirs.get(row.id)
-            cells[-1].append(f"{other.interval}<br>{_marked(other)}" if other else "")
-            text += f"\n    full run: {other.interval}, {other.word}" if other else ""
+            of = " (over seeds, items fixed)" if other and other.items_fixed else ""
+            cells[-1].append(f"{other.interval}{of}<br>{_marked(other)}" if other else "")
+            text += f"\n    full run: {other.interval}{of}, {other.word}" if other else ""
         lines.append(text)
     head = ["claim", "statement", "measure", "effect [interval]", "target", "verdict"]
     head += [f"full run, {len(full[0].seeds)} seeds"] if full else []

@@ -20,8 +20,8 @@ from course_lib.algorithms.evaluate import (
     solve_problems,
 )
 from course_lib.algorithms.sft import document_losses
+from course_lib.core import stats
 from course_lib.core.cache import write_text
-from course_lib.core.stats import bootstrap, wilson
 from course_lib.inputs.models import MODELS, load_model, load_tokenizer
 from course_lib.kit.course import committed_course
 from course_lib.kit.figures import save_figure, series, subplots
@@ -62,13 +62,13 @@ def measure_abilities(
     )
     answered = [is_answer(row, text) for row, text in zip(rows, answers, strict=True)]
     return {
-        "document_loss": list(bootstrap(losses / counts)),
-        "exam": list(wilson(int(named.sum()), items)),
-        "exam_letters": list(wilson(int(letters.sum()), items)),
-        "problems_greedy": list(wilson(int(greedy.sum()), len(sums))),
-        "problems_pass1": list(bootstrap(tries.mean(1))),
-        "problems_pass16": list(bootstrap(np.array([pass_at_k(row, 16) for row in tries]))),
-        "answers": list(wilson(int(np.sum(answered)), len(rows))),
+        "document_loss": list(stats.mean([losses / counts])),
+        "exam": list(stats.wilson(int(named.sum()), items)),
+        "exam_letters": list(stats.wilson(int(letters.sum()), items)),
+        "problems_greedy": list(stats.wilson(int(greedy.sum()), len(sums))),
+        "problems_pass1": list(stats.share([tries.mean(1)])),
+        "problems_pass16": list(stats.share([[pass_at_k(row, 16) for row in tries]])),
+        "answers": list(stats.wilson(int(np.sum(answered)), len(rows))),
     }
 
 
