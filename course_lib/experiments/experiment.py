@@ -19,7 +19,9 @@ from course_lib.core.checks import check_choice
 from course_lib.core.stats import Interval
 from course_lib.experiments import records
 from course_lib.experiments.measures import wins
+from course_lib.kit.claims import claim, claims_table
 from course_lib.kit.results import select
+from course_lib.kit.tables import Table
 
 if TYPE_CHECKING:
     from course_lib.kit.course import Course
@@ -63,6 +65,33 @@ class Missing:
 
     def __str__(self) -> str:
         return self.why if self.full is None else f"{self.why}: {self.full:.3f}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of a notebook: its texts, its target, and its effect in a run (or `Missing`)."""
+
+    id: str
+    statement: str
+    source: str
+    measure: str
+    target: str
+    effect: Callable[[Any], Interval | Missing]
+
+
+def decide(course: Course, claims: Sequence[Claim], found: Any) -> Table:
+    """Decide each claim by its effect in a run (`found`); the table of the notebook."""
+    missing = []
+    for each in claims:
+        effect = each.effect(found)
+        if isinstance(effect, Missing):
+            missing.append(f"{each.id} ({effect})")
+            continue
+        words = {"source": each.source, "measure": each.measure, "target": each.target}
+        claim(course, each.id, each.statement, interval=effect, **words)
+    if missing:
+        print("not in this run:", ", ".join(missing))
+    return claims_table(course.notebook)
 
 
 @dataclass

@@ -17,8 +17,8 @@ from course_lib.algorithms.reward import RewardConfig
 from course_lib.algorithms.sampling import generate
 from course_lib.core.cache import read_json, stage
 from course_lib.experiments.recipes import Progress, keep, load, pinned, sft_config
+from course_lib.inputs.models import load_tokenizer
 from course_lib.world.problems import (
-    STYLES,
     Problem,
     check_steps,
     extract_answer,
@@ -34,6 +34,7 @@ STEPS = (1, 2, 3, 4)  # of the problems, each as often as the others
 MAX_TOKENS = 100  # of a solution
 BLOCK = 64  # samples of a problem that are drawn together
 TRAIN, PER_PROBLEM = 320, 8  # problems and solutions that a verifier learns from
+FRESH = 8  # samples of the instruct model, beside its drawn out solutions
 NUM_SOLUTIONS = 480  # worked ones, for the instruct model
 FORCED = " The answer is"
 WAIT = " wait,"
@@ -102,6 +103,12 @@ class Reader:
         return {"input_ids": prompt + ids, "places": places, "labels": list(map(int, labels))}
 
 
+def reader_of(course: Course, role: str = "base") -> Reader:
+    """The reader of what the model in a role writes."""
+    name = course.model(role)
+    return Reader(load_tokenizer(name, course.profile.revisions.get(name)))
+
+
 def sampled(
     course: Course,
     model: str,
@@ -133,17 +140,19 @@ def sampled(
     return read_json(entry.folder / "ids.json")
 
 
-def train_verifier(
-    course: Course, kind: str, seed: int, progress: Progress | None = None, **changes: Any
-) -> str:
+def verifier_config(seed: int) -> RewardConfig:
+    """The settings of a verifier's training."""
+    return RewardConfig(learning_rate=3e-4, batch_size=16, num_epochs=1, seed=seed)
+
+
+def train_verifier(course: Course, kind: str, seed: int, progress: Progress | None = None) -> str:
     """The folder of a verifier made from the base model: of the "outcome", or of the "process".
 
     It learns from the base model's own solutions of training problems, labelled by the world.
     """
     base = course.model("base")
     problems = problem_set(TRAIN, 100 + seed, STEPS, "train")
-    settings = {"learning_rate": 1e-3, "batch_size": 16, "num_epochs": 1, "seed": seed}
-    config = RewardConfig(**settings | changes)
+    config = verifier_config(seed)
     written = sampled(course, base, problems, PER_PROBLEM, seed)
     with stage(f"verifier-{kind}", config, inputs=[pinned(course, base), written]) as entry:
         if entry.new:
@@ -193,11 +202,8 @@ def make_pool(
     course: Course, problems: Sequence[Problem], n: int, seed: int, verifiers: dict[str, str]
 ) -> tuple[search.Pool, list[list[list[int]]]]:
     """The base model's pool of `n` solutions a problem with scores by verifier, and its ids."""
-    from course_lib.inputs.models import load_tokenizer
-
-    base = course.model("base")
-    reader = Reader(load_tokenizer(base, course.profile.revisions.get(base)))
-    written = sampled(course, base, problems, n, seed)
+    reader = reader_of(course)
+    written = sampled(course, course.model("base"), problems, n, seed)
     prompts = prompts_of(reader.tokenizer, problems)
     flat = [ids for row in written for ids in row]
     repeated = [prompt for prompt in prompts for _ in range(n)]
@@ -211,14 +217,34 @@ def make_pool(
         kind: np.array(read_json(entry.folder / f"{kind}.json")).reshape(-1, n)
         for kind in verifiers
     }
-    pool = search.Pool(
+    return pool_of(reader, problems, prompts, written, scores), written
+
+
+def pool_of(
+    reader: Reader,
+    problems: Sequence[Problem],
+    prompts: Sequence[list[int]],
+    written: list[list[list[int]]],
+    scores: dict[str, np.ndarray] | None = None,
+) -> search.Pool:
+    """Solutions (P, N) as ids, read."""
+    return search.Pool(
         answers=[[reader.answer(ids) for ids in row] for row in written],
         truth=[problem.answer for problem in problems],
         prompt=np.array([len(prompt) for prompt in prompts]),
         generated=np.array([[len(ids) for ids in row] for row in written]),
-        scores=scores,
+        scores=scores or {},
     )
-    return pool, written
+
+
+def greedy(
+    course: Course, role: str, problems: Sequence[Problem]
+) -> tuple[np.ndarray, search.Cost]:
+    """Is the likeliest solution of the model in a role right, (P,); and its cost."""
+    reader = reader_of(course, role)
+    written = sampled(course, course.model(role), problems, 1, 0, temperature=0)
+    pool = pool_of(reader, problems, prompts_of(reader.tokenizer, problems), written)
+    return pool.right[:, 0], search.Cost(pool.prompt, pool.generated[:, 0])
 
 
 def beams(
@@ -269,11 +295,14 @@ def solver(course: Course, seed: int, progress: Progress | None = None, **change
     As s1 was made: supervised fine-tuning on a small number of worked solutions, right ones.
     """
     base, rng = course.model("base"), random.Random(f"solver {seed}")
-    config = sft_config(course, base, **{"seed": seed, "num_epochs": 1, "batch_size": 8} | changes)
+    config = sft_config(course, base, **{"seed": seed, "num_epochs": 1} | changes)
     rows = [
         [
             {"role": "user", "content": problem.text},
-            {"role": "assistant", "content": solution(problem, rng.choice(STYLES[1:]), rng)},
+            {
+                "role": "assistant",
+                "content": solution(problem, rng.choice(("symbols", "words")), rng),
+            },
         ]
         for problem in problem_set(NUM_SOLUTIONS, 200 + seed, STEPS, "train")
     ]
@@ -294,6 +323,8 @@ class Budget:
         self.reader, self.problems = Reader(self.tokenizer), problems
         self.prompts = prompts_of(self.tokenizer, problems, asked=True)
         rows = sampled(course, folder, problems, 1, seed, asked=True, temperature=0)
+        several = sampled(course, folder, problems, FRESH, seed, asked=True)
+        self.pool = pool_of(self.reader, problems, self.prompts, several)
         self.written = [row[0] for row in rows]  # greedy: the likeliest token each time
         self.sampling = {"temperature": 0, "pad_id": self.tokenizer.pad_token_id}
 
