@@ -30,7 +30,19 @@ def invoke(*arguments, **options):
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "list", "figures", "reference", "doctor", "pretrain", "lab", "clean", "data", "world"],
+    [
+        "run",
+        "list",
+        "figures",
+        "reference",
+        "doctor",
+        "pretrain",
+        "lab",
+        "clean",
+        "data",
+        "world",
+        "survey",
+    ],
 )
 def test_every_command_explains_itself(command):
     result = invoke(command, "--help")

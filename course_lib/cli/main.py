@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from course_lib import ROOT, CourseError, check_checkout
+from course_lib.cli import survey
 
 console = Console(highlight=False, soft_wrap=True)
 app = typer.Typer(
@@ -23,6 +24,7 @@ data = typer.Typer(help="Real data sets for the profiles laptop and gpu.", no_ar
 world = typer.Typer(help="Look inside the pocket world.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(world, name="world")
+app.add_typer(survey.app, name="survey")
 
 Numbers = Annotated[
     list[str] | None, typer.Argument(help="Notebook numbers, such as 01 02; all if none is given.")

@@ -17,8 +17,9 @@ from transformers import PrinterCallback
 from course_lib.algorithms.chat import Row, render_chat, render_prompt, run_conversation, stop_ids
 from course_lib.algorithms.sampling import generate
 from course_lib.algorithms.sft import completion_losses, document_losses, train_sft
+from course_lib.core.cache import stage
 from course_lib.experiments.measures import answer_rows
-from course_lib.experiments.recipes import sft_config
+from course_lib.experiments.recipes import keep, load, pinned, sft_config
 from course_lib.inputs.models import add_lora, model_bytes, num_parameters
 from course_lib.inputs.rows import document_texts, instruction_rows, prompt_rows, scorer
 from course_lib.world.instructions import demonstrate_sum
@@ -101,6 +102,23 @@ def finetune(
     return model, train_sft(model, rows, config, progress)
 
 
+def tuned(
+    course: Course, tokenizer, rows: Sequence[Row], seed: int, r: int = 0, **options: Any
+) -> Any:
+    """The model of `finetune`, found again in the cache where all its weights were trained.
+
+    LoRA's are trained anew: an adapter beside 4-bit weights, or merged, has other bits.
+    """
+    if r:
+        return finetune(course, rows, seed, r=r, **options)[0]
+    start = pinned(course, course.model("base"))
+    with stage("sft-trial", {"seed": seed, **options}, inputs=[start, rows]) as entry:
+        if entry.new:
+            model, history = finetune(course, rows, seed, **options)
+            keep(entry, model, tokenizer, history)
+    return load(course, str(entry.folder))[0]
+
+
 def measure(
     course: Course, model, tokenizer, held_out: HeldOut, *place: Any, chat: bool = True
 ) -> Measured:
@@ -141,12 +159,12 @@ def trial(
     place: tuple[str, str, float | str, int],
     **options: Any,
 ) -> Measured:
-    """`finetune` on `rows` with the seed of `place`, then `measure`.
+    """`tuned` on `rows` with the seed of `place`, then `measure`.
 
     Trainable parameters and megabytes are recorded, too: of weights, and of gradients and AdamW's
     two averages.
     """
-    model, _ = finetune(course, rows, place[-1], **options)
+    model = tuned(course, tokenizer, rows, place[-1], **options)
     trainable = num_parameters(model, trainable=True)
     course.results.add(*place, "trainable parameters", trainable)
     course.results.add(*place, "MB of weights", model_bytes(model) / 1e6)
@@ -251,7 +269,7 @@ def train_manners(
     found, talks = {}, {}
     for name in ("head", "tool"):
         rows = render_rows(course, tokenizer, manners(course, n, seed, tool=name == "tool"))
-        model, _ = finetune(course, rows, seed, num_epochs=6, batch_size=8, rate=3.0)
+        model = tuned(course, tokenizer, rows, seed, num_epochs=6, batch_size=8, rate=3.0)
         found[name], talks[name] = do_sums(model, tokenizer, sums)
     for kind in ("refusal", "safe"):
         found[kind] = refusals(course, model, tokenizer, kind, "test", seed)
