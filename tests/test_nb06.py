@@ -38,11 +38,11 @@ def test_the_whole_notebook_at_toy_size(toy):
     ran = found.ran
     for n in (1, 4, 16):  # the exact expectation over subsets lies near the mean over orders
         items = ran.items[f"majority, n = {n}"][0].values
-        assert items["right"].shape == items["flops"].shape == (8, search_trials.ORDERS)
+        assert items["right"].shape == items["gflops"].shape == (8, search_trials.ORDERS)
         passed = ran.items[f"pass, n = {n}"][0].values["right"]
         assert (passed >= items["right"].min(1) - 1e-9).all()
-    judged = ran.items["best by process, n = 4"][0].values["flops"]
-    np.testing.assert_allclose(judged, 2 * ran.items["majority, n = 4"][0].values["flops"])
+    judged = ran.items["best by process, n = 4"][0].values["gflops"]
+    np.testing.assert_allclose(judged, 2 * ran.items["majority, n = 4"][0].values["gflops"])
     assert str(ran.mean("right", "majority, n = 128")) == "in the full run"
     shown = decide(toy, nb06.CLAIMS, found)
     assert "6.1a" not in str(shown) and "6.4" in str(shown)  # 64 samples are not here
@@ -96,7 +96,7 @@ def searched(answers, steps):
     )
     for n in (1, 4, 16, 64):
         right, cost = search.pick(pool, found.orders, n, lambda a, _: search.majority(a))
-        found.grid[0]["majority", n] = Items({"right": right, "flops": cost.flops(1)})
+        found.grid[0]["majority", n] = Items({"right": right, "gflops": cost.flops(1)})
     return found
 
 
@@ -116,7 +116,7 @@ def test_compute_by_difficulty_is_saved_where_easy_problems_are_easy():
 def test_the_smaller_model_gets_what_the_larger_one_costs():
     found = searched([[1] * 64] * 6 + [[2] * 64] * 6, [1] * 6 + [3] * 6)
     assert isinstance(search_trials.matched(found, "1 step"), Missing)
-    large = {"right": np.array([0] * 6 + [1] * 6), "flops": np.full(12, 10.0)}
+    large = {"right": np.array([0] * 6 + [1] * 6), "gflops": np.full(12, 10.0)}
     found.ran.items["large, greedy, n = 1"] = {0: Items(large)}
     assert search_trials.matched(found, "1 step").estimate == 1
     assert search_trials.matched(found, "3 and 4 steps").estimate == -1

@@ -93,7 +93,7 @@ def also_measured(found: Searched) -> Table:
     """What has no verdict: shares of problems solved and a ratio, with intervals."""
     rows = {words: _gain(*pair)(found) for words, pair in ALSO.items()}
     rows["four times wait minus fresh samples of as many tokens"] = waited(found)
-    pair = "flops", "best by process, n = 16", "beam, n = 16"
+    pair = "gflops", "best by process, n = 16", "beam, n = 16"
     rows["FLOPs, best of 16 over beam of 16"] = found.ran.gain(*pair, stats.ratio)
     return side_by_side({"measure": words, "": str(value)} for words, value in rows.items())
 
@@ -157,24 +157,31 @@ def _value(rows: pd.DataFrame, condition: str, measure: str) -> float:
     return float(select(rows, condition=condition, measure=measure)["value"].mean())
 
 
+def _curve(rows: pd.DataFrame, condition: str) -> pd.DataFrame:
+    """A condition's means: a row for each x, a column for each measure."""
+    here = rows[rows["condition"] == condition]
+    return here.pivot_table(index="x", columns="measure", values="value")
+
+
 def compute_figure(course: Course) -> None:
     """Share solved against compute, by difficulty, for every strategy."""
     fig, axes = subplots(1, 3, figsize=(11, 4.6), sharey=True)
     rows = _means(course, "6")
     for ax, level in zip(axes, LEVELS, strict=True):
         for name, order in LOOKS.items():
-            at = {"distance": f"flops, {level}", "joined": True, "label": name}
+            at = {"distance": f"gflops, {level}", "joined": True, "label": name}
             points(ax, course, "6", f"right, {level}", name, order=order, **at)
         for role, words in {"base": "m greedy", "large": "l greedy"}.items():
-            x, y = (_value(rows, f"{role}, greedy", f"{m}, {level}") for m in ("flops", "right"))
-            ax.plot(x, y, "*", color="black", ms=12, zorder=6)
-            ax.annotate(words, (x, y), (0, 9), textcoords="offset points", ha="center", size=9)
+            x, y = (_value(rows, f"{role}, greedy", f"{m}, {level}") for m in ("gflops", "right"))
+            if x == x:  # there is such a model
+                ax.plot(x, y, "*", color="black", ms=12, zorder=6)
+                ax.annotate(words, (x, y), (0, 9), textcoords="offset points", ha="center", size=9)
         best = select(rows, condition="pass", measure=f"right, {level}").nlargest(1, "x")
         for n, y in zip(best["x"], best["value"], strict=True):
             ax.axhline(y, color="#666666", lw=1, ls=":")
             words = {"transform": ax.get_yaxis_transform(), "ha": "right", "color": "#444444"}
             ax.text(0.99, y + 0.01, f"{n:g} samples hold a right one", size=8, **words)
-        ax.set(title=level, xscale="log", xlabel="FLOPs a problem (log scale)", ylim=(0, 1.06))
+        ax.set(title=level, xscale="log", xlabel="GFLOPs a problem (log scale)", ylim=(0, 1.06))
     axes[0].set_ylabel("share of problems solved")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     about = "Problems solved for the operations spent on each, prompts and verifiers included, by "
@@ -192,16 +199,16 @@ def difficulty_figure(course: Course) -> None:
     rows, policy = _means(course, "6"), _means(course, "6.2")
     shares = np.array([len(steps) for steps in LEVELS.values()]) / len(solutions.STEPS)
     for name in STRATEGIES:
-        here = rows[rows["condition"] == name].pivot_table(index="x", columns="measure")["value"]
+        here = _curve(rows, name)
         if len(here):
-            x, y = (here[[f"{m}, {k}" for k in LEVELS]] @ shares for m in ("flops", "right"))
+            x, y = (here[[f"{m}, {k}" for k in LEVELS]] @ shares for m in ("gflops", "right"))
             ax.plot(x, y, **series(LOOKS[name], label=name, ms=4))
-    path = policy.pivot_table(index="x", columns="measure")["value"]
+    path = _curve(policy, "policy")
     if len(path):
-        path = path.sort_values("flops")
+        path = path.sort_values("gflops")
         look = series(6, marker="", lw=3.5, linestyle="-", label="by difficulty")
-        ax.plot(path["flops"], path["right"].cummax(), **look)
-    ax.set(xscale="log", xlabel="FLOPs a problem (log scale)", ylabel="share of problems solved")
+        ax.plot(path["gflops"], path["right"].cummax(), **look)
+    ax.set(xscale="log", xlabel="GFLOPs a problem (log scale)", ylabel="share of problems solved")
     ax.set_ylim(0, 1.03)
     ax.legend(fontsize=8)
     about = "All problems. Thick: strategy and number of samples by how far the first four samples "
@@ -216,12 +223,12 @@ def larger_figure(course: Course) -> None:
     fig, ax = subplots(figsize=(7, 3.4))
     rows, reuse = _means(course, "6"), np.geomspace(0.1, 100, 60)  # D_inf / D_pre
     for order, level in enumerate(LEVELS):
-        vote = rows[rows["condition"] == "majority"].pivot_table(index="x", columns="measure")
-        one, large = (_value(rows, f"{r}, greedy", f"flops, {level}") for r in ("base", "large"))
+        vote = _curve(rows, "majority")
+        one, large = (_value(rows, f"{r}, greedy", f"gflops, {level}") for r in ("base", "large"))
         times = large / one  # M, by what an answer costs
         budget = one * (times + 3 * (times - 1) / reuse)
         if len(vote) and large == large:
-            x, y = (vote["value", f"{m}, {level}"] for m in ("flops", "right"))
+            x, y = (vote[f"{m}, {level}"] for m in ("gflops", "right"))
             gap = np.interp(budget, x, y) - _value(rows, "large, greedy", f"right, {level}")
             ax.plot(reuse, gap, **series(order, marker="", label=level))
     ax.axhline(0, color="black", lw=1)

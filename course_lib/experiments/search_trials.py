@@ -1,7 +1,7 @@
 """What notebook 06 runs: every strategy on one pool, beams, a larger model, budgets.
 
 A condition is a way to spend compute on a problem, named with its number of samples. Its items are
-the test problems: "right", over random orders of the pool, and "flops". Means are recorded by
+the test problems: "right", over random orders of the pool, and "gflops". Means are recorded by
 difficulty, the number of steps that a problem needs.
 """
 
@@ -87,23 +87,24 @@ def run_search(
             strategy = votes[kind] if "majority" in name else search.best
             for n in ns:
                 right, cost = search.pick(pool, orders, n, strategy, kind)
-                items = {"right": right, "flops": cost.flops(size, size)}
+                items = {"right": right, "gflops": cost.flops(size, size) / 1e9}
                 found.grid[seed][name, n] = _add(found, name, n, seed, items)
         for n in ns:
             right = np.array([pass_at_k(row, n) for row in pool.right])
-            flops = found.grid[seed]["majority", n].values["flops"]
-            _add(found, "pass", n, seed, {"right": right, "flops": flops})
+            paid = found.grid[seed]["majority", n].values["gflops"]
+            _add(found, "pass", n, seed, {"right": right, "gflops": paid})
         for name, widths in BEAMS.items():
             for n in widths if course.full else widths[: 2 - (name != "beam")]:
                 folder = verifiers["process"] if name == "beam" else None
                 right, cost = solutions.beams(course, problems, n, seed, folder)
-                _add(found, name, n, seed, {"right": right, "flops": cost.flops(size, size)})
+                _add(found, name, n, seed, {"right": right, "gflops": cost.flops(size, size) / 1e9})
         for role in ("base", "large", "small") if course.full else ("base", "large"):
             if role in course.profile.models:
                 right, cost = solutions.greedy(course, role, problems)
-                flops = cost.flops(parameters_of(course, course.model(role)))
-                _add(found, f"{role}, greedy", 1, seed, {"right": right, "flops": flops})
-    later = [f"majority, n = {n}" for n in NS if n > num_samples] + ["small, greedy, n = 1"]
+                paid = cost.flops(parameters_of(course, course.model(role))) / 1e9
+                _add(found, f"{role}, greedy", 1, seed, {"right": right, "gflops": paid})
+    later = [f"{name}, n = {n}" for name in (*STRATEGIES, "pass") for n in NS]
+    later += [f"{role}, greedy, n = 1" for role in ("large", "small")]
     found.ran.missing |= {n: "in the full run" for n in later if n not in found.ran.items}
     return found
 
@@ -137,8 +138,8 @@ class Policy:
     """What compute by difficulty brings on problems that it was not fitted to."""
 
     right: np.ndarray  # along the prices of compute, from the highest to none
-    flops: np.ndarray
-    single: tuple[float, float]  # of the best single strategy with 64 samples: right, flops
+    gflops: np.ndarray  # a problem
+    single: tuple[float, float]  # of the best single strategy with 64 samples: right, gflops
     chosen: dict[int, str]  # by agreement what is chosen on all problems at the single's accuracy
 
     @property
@@ -150,10 +151,10 @@ class Policy:
         reach = np.maximum.accumulate(self.right)
         goal, own = self.single
         if reach[-1] < goal:
-            return max(1.0, float(self.flops[-1] / own))
+            return max(1.0, float(self.gflops[-1] / own))
         at = int((reach >= goal).argmax())
         around = slice(max(0, at - 1), at + 1)  # between two prices
-        return float(np.interp(goal, reach[around], self.flops[around]) / own)
+        return float(np.interp(goal, reach[around], self.gflops[around]) / own)
 
 
 def by_difficulty(
@@ -170,7 +171,7 @@ def by_difficulty(
     bins = np.stack([level == k for k in range(1, FIRST + 1)]).astype(float)  # (A, P, R)
     sums = {
         m: np.stack([np.einsum("apr,pr->ap", bins, each[m]) for each in grid.values()])
-        for m in ("right", "flops")
+        for m in ("right", "gflops")
     } | {"count": bins.sum(-1)[None]}  # (K, A, P); the count (1, A, P)
     count = len(level)
     halves = np.random.default_rng(0).permuted(np.tile(np.arange(count) % 2, (splits, 1)), axis=1)
@@ -180,21 +181,21 @@ def by_difficulty(
     total, every = test["count"][0].sum(0), np.arange(2 * splits)  # (S,)
     top = [i for i, (_, n) in enumerate(names) if n == min(64, max(n for _, n in names))]
     best = np.array(top)[fit["right"].sum(1)[top].argmax(0)]
-    single = tuple(float((test[m].sum(1)[best, every] / total).mean()) for m in ("right", "flops"))
-    unit, curve = sums["right"].mean() / sums["flops"].mean(), []
+    single = tuple(float((test[m].sum(1)[best, every] / total).mean()) for m in ("right", "gflops"))
+    unit, curve = sums["right"].mean() / sums["gflops"].mean(), []
     prices = [*(unit * np.geomspace(10, 1e-4, 60)), 0.0]
     for price in prices:
-        choice = (fit["right"] - price * fit["flops"]).argmax(0)[None]  # (1, A, S)
+        choice = (fit["right"] - price * fit["gflops"]).argmax(0)[None]  # (1, A, S)
         taken = [
-            np.take_along_axis(test[m], choice, 0)[0].sum(0) / total for m in ("right", "flops")
+            np.take_along_axis(test[m], choice, 0)[0].sum(0) / total for m in ("right", "gflops")
         ]
         curve.append([each.mean() for each in taken])
-    right, flops = np.transpose(curve)
+    right, gflops = np.transpose(curve)
     price = prices[min(int((np.maximum.accumulate(right) < single[0]).sum()), len(prices) - 1)]
     whole = {m: v @ weights for m, v in sums.items()}
-    choice = (whole["right"] - price * whole["flops"]).argmax(0)
+    choice = (whole["right"] - price * whole["gflops"]).argmax(0)
     chosen = {k + 1: "{}, n = {}".format(*names[i]) for k, i in enumerate(choice)}
-    return Policy(right, flops, single, chosen)
+    return Policy(right, gflops, single, chosen)
 
 
 def compute_ratio(found: Searched) -> Interval:
@@ -203,8 +204,8 @@ def compute_ratio(found: Searched) -> Interval:
     for seed in found.grid:
         policy = by_difficulty(found, seed)
         ratios.append(policy.ratio)
-        for i, pair in enumerate(zip(policy.right, policy.flops, strict=True)):
-            for measure, value in zip(("right", "flops"), pair, strict=True):
+        for i, pair in enumerate(zip(policy.right, policy.gflops, strict=True)):
+            for measure, value in zip(("right", "gflops"), pair, strict=True):
                 found.ran.course.results.add("6.2", "policy", i, seed, measure, value)
     if len(ratios) > 1:
         return stats.fit(ratios)
@@ -225,12 +226,14 @@ def matched(found: Searched, level: str) -> Interval | Missing:
     odd = np.arange(len(here)) % 2 == 1
     for seed, grid in found.grid.items():
         large = found.ran.items["large, greedy, n = 1"][seed].values
-        limit = large["flops"][here].mean()
+        limit = large["gflops"][here].mean()
         allowed = [
             items.values["right"][here].mean(1)
             for (_, n), items in grid.items()
-            if n > 1 and items.values["flops"][here].mean() <= limit
+            if n > 1 and items.values["gflops"][here].mean() <= limit
         ]
+        if not allowed:
+            return Missing("no search is as cheap as the larger model")
         on_odd, on_even = (max(allowed, key=lambda a: a[fit].mean()) for fit in (odd, ~odd))
         mine.append(np.where(odd, on_even, on_odd))
         others.append(large["right"][here].astype(float))
