@@ -108,18 +108,18 @@ def test_compute_by_difficulty_is_saved_where_easy_problems_are_easy():
     levels = search_trials.agreement(found.pools[0], found.orders)
     assert (levels[:40] == 4).all() and levels[40:].mean() < 2.5
     ratio = search_trials.compute_ratio(found)
-    assert ratio.high < 0.9 and ratio.estimate > 0.3
+    assert 0.3 < ratio.estimate < 0.7 and ratio.low < 0.7
     alike = searched(hard, [3] * 40)
     assert search_trials.by_difficulty(alike, 0).ratio > 0.6
 
 
 def test_the_smaller_model_gets_what_the_larger_one_costs():
-    found = searched([[1] * 64] * 6 + [[2] * 64] * 6, [1] * 6 + [3] * 6)
+    found = searched([[1] * 64] * 30 + [[2] * 64] * 30, [1] * 30 + [3] * 30)
     assert isinstance(search_trials.matched(found, "1 step"), Missing)
-    large = {"right": np.array([0] * 6 + [1] * 6), "gflops": np.full(12, 10.0)}
+    large = {"right": np.array([0] * 30 + [1] * 30), "gflops": np.full(60, 10.0)}
     found.ran.items["large, greedy, n = 1"] = {0: Items(large)}
-    assert search_trials.matched(found, "1 step").estimate == 1
-    assert search_trials.matched(found, "3 and 4 steps").estimate == -1
+    assert search_trials.matched(found, "1 step").low > 0
+    assert search_trials.matched(found, "3 and 4 steps").high < 0
 
 
 def test_a_solved_function_is_used_and_any_other_is_not(capsys):

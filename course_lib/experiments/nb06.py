@@ -31,6 +31,8 @@ from course_lib.kit.tables import Table, side_by_side
 from course_lib.world.problems import Problem, check_steps, sentences_of
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from course_lib.kit.course import Course
 
 LOOKS = {name: i for i, name in enumerate([*STRATEGIES, "beam", "beam, exact checker"])}
@@ -163,6 +165,15 @@ def _curve(rows: pd.DataFrame, condition: str) -> pd.DataFrame:
     return here.pivot_table(index="x", columns="measure", values="value")
 
 
+def _log_gflops(ax: Axes) -> None:
+    ax.set(xscale="log", xlabel="GFLOPs a problem (log scale)")
+    ticks = [0.1, 0.3, 1, 3, 10, 30, 100]
+    low, high = ax.get_xlim()
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+
+
 def compute_figure(course: Course) -> None:
     """Share solved against compute, by difficulty, for every strategy."""
     fig, axes = subplots(1, 3, figsize=(11, 4.6), sharey=True)
@@ -181,12 +192,18 @@ def compute_figure(course: Course) -> None:
             ax.axhline(y, color="#666666", lw=1, ls=":")
             words = {"transform": ax.get_yaxis_transform(), "ha": "right", "color": "#444444"}
             ax.text(0.99, y + 0.01, f"{n:g} samples hold a right one", size=8, **words)
-        ax.set(title=level, xscale="log", xlabel="GFLOPs a problem (log scale)", ylim=(0, 1.06))
+        vote = _curve(rows, "majority")
+        for n in vote.index.intersection([4, 16, 64, 256]):
+            at = tuple(vote.loc[n, [f"gflops, {level}", f"right, {level}"]])
+            ax.annotate(f"{n:g}", at, (-3, 6), textcoords="offset points", ha="right", size=8)
+        ax.set(title=level, ylim=(0, 1.06))
+        _log_gflops(ax)
     axes[0].set_ylabel("share of problems solved")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     about = "Problems solved for the operations spent on each, prompts and verifiers included, by "
     about += "the steps that they need. Lines and shades: full runs, mean and 95% over seeds. "
-    about += "Outlined: this run. Stars: one greedy answer. Dotted: no picking can exceed it."
+    about += "Outlined: this run; numbers: samples. Stars: one greedy answer. Dotted: no picking "
+    about += "can exceed it."
     alt = "Three panels. The share solved by a majority rises with compute, later and less the "
     alt += "more steps there are. Lines of verifiers start higher; those that pick one sample bend "
     alt += "down. The beam with the exact checker lies far above."
@@ -208,8 +225,8 @@ def difficulty_figure(course: Course) -> None:
         path = path.sort_values("gflops")
         look = series(6, marker="", lw=3.5, linestyle="-", label="by difficulty")
         ax.plot(path["gflops"], path["right"].cummax(), **look)
-    ax.set(xscale="log", xlabel="GFLOPs a problem (log scale)", ylabel="share of problems solved")
-    ax.set_ylim(0, 1.03)
+    ax.set(ylabel="share of problems solved", ylim=(0, 1.03))
+    _log_gflops(ax)
     ax.legend(fontsize=8)
     about = "All problems. Thick: strategy and number of samples by how far the first four samples "
     about += "agree, fitted on one half of the problems and tested on the other. Means over seeds."

@@ -29,6 +29,7 @@ NS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # as far as 
 BEAMS = {"beam": (4, 16, 64), "beam, exact checker": (16, 4, 64)}  # a live run: see `run_search`
 ORDERS = 16  # random orders of each pool
 FIRST = 4  # samples by whose agreement the difficulty is judged
+MARGIN = 0.005  # of accuracy: two ways that differ by less are equally good
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a solution's thoughts, after which it must answer
 WAITS = (1, 2, 4)
 # By name the verifier that is paid for, if any; a vote is the notebook's own majority.
@@ -139,22 +140,29 @@ class Policy:
 
     right: np.ndarray  # along the prices of compute, from the highest to none
     gflops: np.ndarray  # a problem
-    single: tuple[float, float]  # of the best single strategy with 64 samples: right, gflops
+    single: tuple[np.ndarray, np.ndarray]  # the best single strategy up to n = 64: right, gflops
     chosen: dict[int, str]  # by agreement what is chosen on all problems at the single's accuracy
 
     @property
-    def ratio(self) -> float:
-        """Compute at the single strategy's accuracy over its own.
+    def goal(self) -> float:
+        """The accuracy of the single strategy with 64 samples, less what nobody would miss."""
+        return float(self.single[0][-1]) - MARGIN
 
-        Where the policy never gets there, that of its largest effort, or 1 if that is more.
-        """
-        reach = np.maximum.accumulate(self.right)
-        goal, own = self.single
-        if reach[-1] < goal:
-            return max(1.0, float(self.gflops[-1] / own))
-        at = int((reach >= goal).argmax())
-        around = slice(max(0, at - 1), at + 1)  # between two prices
-        return float(np.interp(goal, reach[around], self.gflops[around]) / own)
+    @property
+    def ratio(self) -> float:
+        """Compute at that accuracy over the single strategy's own; at least 1 if never reached."""
+        own = _cost_at(self.goal, *self.single)
+        if self.right.max() < self.goal:
+            return max(1.0, float(self.gflops[-1]) / own)
+        return _cost_at(self.goal, self.right, self.gflops) / own
+
+
+def _cost_at(goal: float, right: np.ndarray, gflops: np.ndarray) -> float:
+    """Where a curve first reaches `goal`, between its points."""
+    reach = np.maximum.accumulate(right)
+    at = int((reach >= goal).argmax())
+    around = slice(max(0, at - 1), at + 1)
+    return float(np.interp(goal, reach[around], gflops[around]))
 
 
 def by_difficulty(
@@ -178,10 +186,15 @@ def by_difficulty(
     weights = np.ones(count) if weights is None else weights
     fitted = np.concatenate([halves, 1 - halves]) * weights  # (S, P)
     fit, test = ({m: v @ w.T for m, v in sums.items()} for w in (fitted, weights - fitted))
-    total, every = test["count"][0].sum(0), np.arange(2 * splits)  # (S,)
-    top = [i for i, (_, n) in enumerate(names) if n == min(64, max(n for _, n in names))]
-    best = np.array(top)[fit["right"].sum(1)[top].argmax(0)]
-    single = tuple(float((test[m].sum(1)[best, every] / total).mean()) for m in ("right", "gflops"))
+    total, every = test["count"][0].sum(0).clip(1), np.arange(2 * splits)  # (S,)
+    ns = sorted({n for _, n in names})  # `names` has all of them strategy by strategy
+    upto = [i for i, n in enumerate(ns) if n <= 64]
+    first = np.arange(0, len(names), len(ns))  # of each strategy
+    best = first[fit["right"].sum(1)[first + upto[-1]].argmax(0)]  # (S,)
+    single = tuple(
+        np.array([(test[m].sum(1)[best + i, every] / total).mean() for i in upto])
+        for m in ("right", "gflops")
+    )
     unit, curve = sums["right"].mean() / sums["gflops"].mean(), []
     prices = [*(unit * np.geomspace(10, 1e-4, 60)), 0.0]
     for price in prices:
@@ -191,7 +204,8 @@ def by_difficulty(
         ]
         curve.append([each.mean() for each in taken])
     right, gflops = np.transpose(curve)
-    price = prices[min(int((np.maximum.accumulate(right) < single[0]).sum()), len(prices) - 1)]
+    enough = np.maximum.accumulate(right) >= single[0][-1] - MARGIN
+    price = prices[int(enough.argmax()) if enough.any() else -1]
     whole = {m: v @ weights for m, v in sums.items()}
     choice = (whole["right"] - price * whole["gflops"]).argmax(0)
     chosen = {k + 1: "{}, n = {}".format(*names[i]) for k, i in enumerate(choice)}
