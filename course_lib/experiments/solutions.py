@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 STEPS = (1, 2, 3, 4)  # of the problems, each as often as the others
 MAX_TOKENS = 100  # of a solution
 BLOCK = 64  # samples of a problem that are drawn together
-TRAIN, PER_PROBLEM = 320, 8  # problems and solutions that a verifier learns from
+TRAIN, PER_PROBLEM = 960, 2  # problems, and solutions of each, that a verifier learns from
 FRESH = 8  # samples of the instruct model, beside its drawn out solutions
 NUM_SOLUTIONS = 480  # worked ones, for the instruct model
 FORCED = " The answer is"
@@ -142,7 +142,7 @@ def sampled(
 
 def verifier_config(seed: int) -> RewardConfig:
     """The settings of a verifier's training."""
-    return RewardConfig(learning_rate=3e-4, batch_size=16, num_epochs=1, seed=seed)
+    return RewardConfig(learning_rate=3e-4, batch_size=4, num_epochs=1, seed=seed)
 
 
 def train_verifier(course: Course, kind: str, seed: int, progress: Progress | None = None) -> str:
