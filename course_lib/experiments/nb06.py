@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from course_lib.kit.course import Course
 
+SHARES = np.array([len(steps) for steps in LEVELS.values()]) / len(solutions.STEPS)
 LOOKS = {name: i for i, name in enumerate([*STRATEGIES, "beam", "beam, exact checker"])}
 
 
@@ -165,6 +166,16 @@ def _curve(rows: pd.DataFrame, condition: str) -> pd.DataFrame:
     return here.pivot_table(index="x", columns="measure", values="value")
 
 
+def _overall(rows: pd.DataFrame, condition: str, x: float) -> float:
+    """Share of all problems solved; nan where it was not measured."""
+    curve = _curve(rows, condition)
+    return (
+        float(curve.loc[x, [f"right, {k}" for k in LEVELS]] @ SHARES)
+        if x in curve.index
+        else np.nan
+    )
+
+
 def _log_gflops(ax: Axes) -> None:
     ax.set(xscale="log", xlabel="GFLOPs a problem (log scale)")
     ticks = [0.1, 0.3, 1, 3, 10, 30, 100]
@@ -199,6 +210,11 @@ def compute_figure(course: Course) -> None:
         ax.set(title=level, ylim=(0, 1.06))
         _log_gflops(ax)
     axes[0].set_ylabel("share of problems solved")
+    one, many = (_overall(rows, "majority", n) for n in (1, 64))
+    if many > one:
+        fig.suptitle(
+            f"A vote of 64 samples solves {many:.0%}, one sample {one:.0%}", x=0.02, ha="left"
+        )
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     about = "Problems solved for the operations spent on each, prompts and verifiers included, by "
     about += "the steps that they need. Lines and shades: full runs, mean and 95% over seeds. "
@@ -214,11 +230,10 @@ def difficulty_figure(course: Course) -> None:
     """The policy that looks at the first samples against every single strategy."""
     fig, ax = subplots(figsize=(7, 3.8))
     rows, policy = _means(course, "6"), _means(course, "6.2")
-    shares = np.array([len(steps) for steps in LEVELS.values()]) / len(solutions.STEPS)
     for name in STRATEGIES:
         here = _curve(rows, name)
         if len(here):
-            x, y = (here[[f"{m}, {k}" for k in LEVELS]] @ shares for m in ("gflops", "right"))
+            x, y = (here[[f"{m}, {k}" for k in LEVELS]] @ SHARES for m in ("gflops", "right"))
             ax.plot(x, y, **series(LOOKS[name], label=name, ms=4))
     path = _curve(policy, "policy")
     if len(path):
@@ -265,6 +280,12 @@ def budget_figure(course: Course) -> None:
     for order, (name, words) in enumerate(names.items()):
         at = {"distance": "tokens", "joined": True, "label": words}
         points(ax, course, "6.4", "right", name, order=order, **at)
+    cut = _curve(_means(course, "6.4"), "budget")
+    if len(cut) and cut["right"][1.0] > cut["right"][0.5]:
+        words = (
+            f"Half of its thoughts: {cut['right'][0.5]:.0%} solved. All: {cut['right'][1.0]:.0%}"
+        )
+        ax.set_title(words)
     ax.set(xlabel="tokens written for a problem", ylabel="share of problems solved", ylim=(0, 1.03))
     ax.legend()
     about = "The instruct model. Cut: its thoughts end after 0 to 4 quarters and the answer is "
