@@ -211,3 +211,28 @@ def test_wrong_use_is_told():
         P.make_problem(random.Random(0), 7)
     with pytest.raises(CourseError, match="style"):
         P.solution(MANY[0], "prose", random.Random(0))
+
+
+def test_steps_of_a_solution_are_checked_one_by_one():
+    rng = random.Random(2)
+    for p in MANY[:300]:
+        for style in ("answer", "symbols", "words"):
+            sentences = P.sentences_of(P.solution(p, style, rng))
+            assert P.check_steps(p, sentences) == [True] * len(sentences)
+        sentences = P.sentences_of(P.solution(p, "symbols", rng, slip=True))
+        assert not P.check_steps(p, sentences)[-1] and not all(P.check_steps(p, sentences)[:-1])
+    mended = P.sentences_of(P.solution(MANY[1], "wait", rng))
+    assert P.check_steps(MANY[1], mended).count(False) in (0, 1)  # in one sentence with its slip
+
+
+def test_a_step_has_to_be_the_problems_own_and_in_time():
+    p = P.Problem("", 18, (P.Step(4, "*", 3, 12), P.Step(12, "+", 6, 18, 0)), "t", "test")
+    for text, expected in {
+        "3 * 4 = 12. 6 plus 12 is 18. The answer is 18.": [True] * 3,
+        "12 + 6 = 18. The answer is 18.": [False, True],  # 12 is not there yet
+        "4 * 3 = 12. 4 * 3 = 12. 12 + 6 = 18.": [True, False, True],  # once is enough
+        "4 * 3 = 13. 13 + 6 = 19. The answer is 19.": [False] * 3,
+        "4 + 3 = 7. The answer is 7": [False, False],  # true, and of no use
+        "So what. The answer is 18.": [False, True],
+    }.items():
+        assert P.check_steps(p, P.sentences_of(text)) == expected

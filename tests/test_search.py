@@ -5,14 +5,26 @@ import math
 
 import numpy as np
 import pytest
+from tiny import tiny
 
 from course_lib import CourseError
+from course_lib.algorithms.evaluate import pass_at_k
+from course_lib.algorithms.sampling import generate
 from course_lib.algorithms.search import (
+    Cost,
+    Pool,
+    beam_search,
+    best,
     best_of_n,
     best_of_n_kl,
     best_of_n_wins,
+    draw_orders,
     fit_overoptimisation,
+    majority,
+    pick,
+    resume,
     score_masses,
+    split_steps,
 )
 
 
@@ -158,3 +170,127 @@ def test_a_curve_that_never_falls_has_no_peak():
         fit_overoptimisation(d**2, d, "ppo")
     with pytest.raises(CourseError, match="three or more"):
         fit_overoptimisation([1, 2], [1, 2], "rl")
+
+
+# ---- problems with an answer -------------------------------------------------------------------
+
+
+def test_a_majority_counts_answers_and_a_tie_goes_to_the_first():
+    assert majority([3, 5, 5]) == 5 and majority([None, None, 7]) == 7
+    assert majority([None]) is None and majority([]) is None
+    assert majority([3, 5, 5, 3]) == 3 and majority([5, 3, 3, 5]) == 5
+    assert majority([3, 5, 5], [0.9, 0.3, 0.3]) == 3 and majority([3, 5, 5], [0.5, 0.3, 0.3]) == 5
+    orders = itertools.permutations([1, 1, 2, 2, 3])
+    drawn = [majority(order) for order in orders]
+    assert drawn.count(1) == drawn.count(2) and drawn.count(3) == 0  # so a tie is a fair draw
+
+
+def pool(n=6, problems=3):
+    rng = np.random.default_rng(0)
+    answers = [[int(a) if a else None for a in row] for row in rng.integers(0, 4, (problems, n))]
+    tokens = rng.integers(5, 9, (problems, n))
+    scores = rng.random((problems, n)).round(1)
+    return Pool(answers, [1] * problems, np.array([10, 20, 30]), tokens, {"v": scores})
+
+
+def test_picks_over_all_orders_are_means_over_all_subsets():
+    found = pool()
+    every = np.array(list(itertools.permutations(range(6))))
+    orders = np.broadcast_to(every, (3, *every.shape))
+    for n in (1, 2, 4, 6):
+        right, cost = pick(found, orders, n, best, "v")
+        expected = best_of_n(found.scores["v"], [n], found.right.astype(float))[:, 0]
+        np.testing.assert_allclose(right.mean(1), expected)
+        any_right, _ = pick(found, orders, n, lambda answers, _: 1 if 1 in answers else None)
+        for p in range(3):
+            assert any_right[p].mean() == pytest.approx(pass_at_k(found.right[p], n))
+        assert cost.generated.mean(1) == pytest.approx(n * found.generated.mean(1))
+    assert (found.right.mean(1) == [np.mean([a == 1 for a in row]) for row in found.answers]).all()
+    with pytest.raises(CourseError, match="n=7 of 6"):
+        pick(found, orders, 7, best, "v")
+
+
+def test_random_orders_hold_every_sample_once_and_repeat():
+    orders = draw_orders(2, 8, 5, seed=3)
+    assert (np.sort(orders, -1) == np.arange(8)).all()
+    assert (orders == draw_orders(2, 8, 5, seed=3)).all()
+    assert (orders != draw_orders(2, 8, 5, seed=4)).any()
+
+
+def test_the_cost_counts_prompts_once_and_the_verifier_too():
+    found, orders = pool(), draw_orders(3, 6, 4)
+    _, plain = pick(found, orders, 6, best)
+    _, judged = pick(found, orders, 6, best, "v")
+    tokens = found.prompt + found.generated.sum(1)
+    np.testing.assert_array_equal(plain.flops(100)[:, 0], 200 * tokens)
+    np.testing.assert_array_equal(judged.flops(100, 100)[:, 0], 400 * tokens)
+    assert Cost(np.array(10), np.array(5)).flops(7) == 2 * 7 * 15
+
+
+def test_steps_end_where_they_are_said_to():
+    assert split_steps([1, 0, 2, 3, 0, 4], {0}) == [[1, 0], [2, 3, 0], [4]]
+    assert split_steps([], {0}) == [] and split_steps([0, 0], {0}) == [[0], [0]]
+
+
+def searched(model, prompts, verify, width, expand):
+    return beam_search(
+        model,
+        prompts,
+        verify,
+        lambda ids: len(ids) >= 6,
+        width=width,
+        expand=expand,
+        ends=[399],
+        max_steps=3,
+        max_step_tokens=2,
+        seed=0,
+        pad_id=3,
+    )
+
+
+def test_a_beam_keeps_what_the_verifier_likes_and_counts_what_it_drops():
+    model, _ = tiny()
+    prompts = [[5, 6, 7], [8, 9]]
+
+    def even(owners, completions):  # likes even tokens
+        return [np.mean([token % 2 == 0 for token in ids]) for ids in completions]
+
+    def indifferent(owners, completions):
+        assert len(owners) == len(completions) and set(owners) <= {0, 1}
+        return [0.0] * len(completions)
+
+    wide, blind = (searched(model, prompts, v, 2, 4) for v in (even, indifferent))
+    assert wide.generated.tolist() == [3 * 8 * 2] * 2 == blind.generated.tolist()
+    for found in (wide, blind):
+        assert [len(row) for row in found.completions] == [2, 2]
+        assert all(len(ids) == 6 for row in found.completions for ids in row)
+    mean = [np.mean([even([], row) for row in found.completions]) for found in (wide, blind)]
+    assert mean[0] > mean[1] + 0.2 and all(row == sorted(row)[::-1] for row in wide.scores)
+    alone = searched(model, prompts, indifferent, 1, 1)  # is one sample, step by step
+    assert alone.generated.tolist() == [6, 6]
+
+
+def test_a_beam_with_the_exact_checker_finds_what_there_is_to_find():
+    model, _ = tiny()
+    target = generate(
+        model, [[5, 6, 7]], max_new_tokens=6, eos_ids=[399], pad_id=3, temperature=0
+    ).lists[0]
+
+    def exact(owners, completions):
+        return [float(ids == target[: len(ids)]) for ids in completions]
+
+    found = searched(model, [[5, 6, 7]], exact, 64, 64)
+    assert found.completions[0][0] == target and found.scores[0][0] == 1
+
+
+def test_a_budget_is_cut_and_the_words_are_put_in():
+    model, _ = tiny()
+    prompts, written = [[5, 6, 7]] * 3, [[10, 11, 12, 13], [10, 11], [10, 11, 12]]
+    words = [[20, 21], [22], []]
+    sampling = {"max_new_tokens": 2, "eos_ids": [399], "pad_id": 3, "temperature": 0}
+    found = resume(model, prompts, written, [2, 2, None], words, **sampling)
+    assert found[2] == written[2] and written[0] == [10, 11, 12, 13]
+    for row, begun in zip(found, ([10, 11, 20, 21], [10, 11, 22]), strict=False):
+        more = generate(model, [[5, 6, 7, *begun]], **sampling).lists[0]
+        assert row == begun + more
+    assert resume(model, prompts, written, [None] * 3, words, **sampling) == written

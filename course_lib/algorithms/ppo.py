@@ -143,7 +143,7 @@ def forward(
 @torch.no_grad()
 def collect_rollout(
     policy: torch.nn.Module,
-    reference: torch.nn.Module,
+    reference: torch.nn.Module | None,
     value: ValueHead | None,
     prompts: Sequence[list[int]],
     score: Score,
@@ -153,7 +153,8 @@ def collect_rollout(
     """Write completions of `prompts`, and have them scored and read by policy and reference.
 
     The policy's log-probabilities are those of the training forward, not the sampler's: the ratio
-    is then 1 before the first update. `value` None is for a rollout that is only looked at.
+    is then 1 before the first update. `value` None is for GRPO, or a rollout that is only looked
+    at; where `reference` is None, the policy stands in for it.
     """
     start = time.perf_counter()
     out = generate(
@@ -184,7 +185,9 @@ def collect_rollout(
     for group in batches(rows, tokens_per_batch=forward_tokens(policy)):
         some = [rows[i] for i in group]
         logprobs[group], values[group] = forward(policy, value, some, mask[group])
-        ref_logprobs[group], _ = forward(reference, None, some, mask[group])
+        ref_logprobs[group] = (
+            logprobs[group] if reference is None else forward(reference, None, some, mask[group])[0]
+        )
     metrics = {
         "sampler_gap": float((logprobs - out.logprobs).abs().max()),
         "seconds/sampling": sampled - start,

@@ -1,20 +1,30 @@
-"""Search with a reward: best-of-n from one pool of samples, its KL, and over-optimisation curves.
+"""Search at test time: many samples, votes, verifiers, beams, budgets, and what each of them costs.
+
+The first half is about policies that have been given a score: best-of-n from one pool of samples,
+its KL, and over-optimisation curves. The second half is about problems with an answer.
 
 Sources: Gao, Schulman and Hilton 2022, arXiv:2210.10760 (the unbiased estimator, the two forms);
-Beirami et al. 2024, arXiv:2401.01879 (the KL of best-of-n, of which the textbook's is a bound).
+Beirami et al. 2024, arXiv:2401.01879 (the KL of best-of-n, of which the textbook's is a bound);
+Wang et al. 2022, arXiv:2203.11171 (majority vote); Snell et al. 2024, arXiv:2408.03314 (beam search
+with a step verifier, equal FLOPs); Muennighoff et al. 2025, arXiv:2501.19393 (budget forcing).
+
+Left out of the searches: lookahead and tree search, revisions by the model itself, stopping early
+once a vote is decided, and dropping of candidates that say the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from scipy.linalg import lstsq
 from scipy.special import gammaln, xlogy
 
 from course_lib import CourseError
+from course_lib.algorithms.sampling import generate
 from course_lib.core.stats import Interval, Rough
 
 
@@ -179,3 +189,196 @@ def _peak(form: str, coefficients: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         peak = np.maximum(alpha, 0) / (2 * beta) if form == "bon" else np.exp(alpha / beta - 1)
     return np.where(beta > 0, peak, np.inf)
+
+
+# ---- picking one of many samples ---------------------------------------------------------------
+
+# The answers of n samples (None: none was stated) and a verifier's scores of them -> one answer.
+Strategy = Callable[[Sequence[Hashable], Sequence[float]], Hashable]
+
+
+def majority(answers: Sequence[Hashable], weights: Sequence[float] | None = None) -> Hashable:
+    """The answer that most samples give, or the one with the largest sum of weights.
+
+    A sample without an answer (None) has no vote; without any votes the result is None. A tie goes
+    to the answer that was given first: as the samples come in random order, that is a fair draw.
+    """
+    votes: dict[Hashable, float] = {}
+    for answer, weight in zip(answers, weights or [1] * len(answers), strict=True):
+        if answer is not None:
+            votes[answer] = votes.get(answer, 0) + weight
+    return max(votes, key=votes.__getitem__) if votes else None  # the first of equals
+
+
+def best(answers: Sequence[Hashable], scores: Sequence[float]) -> Hashable:
+    """The answer of the sample with the highest score, of equals the first."""
+    return answers[max(range(len(answers)), key=scores.__getitem__)]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Tokens that a way of answering takes, arrays of any one shape.
+
+    Every token is read or written once: what was computed for a prompt, or for the beginning of a
+    beam, is kept for all that goes on from it.
+    """
+
+    prompt: np.ndarray  # tokens of the prompt, read by the policy
+    generated: np.ndarray  # tokens that the policy wrote, what was thrown away included
+    verified: np.ndarray | float = 0.0  # tokens that a verifier read, prompts included
+
+    def flops(self, policy_size: int, verifier_size: int = 0) -> np.ndarray:
+        """Operations, 2 a parameter and token (FACTS: inference 2ND); sizes in parameters."""
+        written = policy_size * (self.prompt + self.generated)
+        return 2.0 * (written + verifier_size * np.asarray(self.verified))
+
+
+@dataclass
+class Pool:
+    """N samples for each of P problems, from which every strategy that picks is measured."""
+
+    answers: list[list[Hashable]]  # (P, N); None where a sample states none
+    truth: list[Hashable]  # (P,)
+    prompt: np.ndarray  # (P,) tokens of the prompts
+    generated: np.ndarray  # (P, N) tokens of the samples
+    scores: Mapping[str, np.ndarray]  # (P, N) by verifier
+
+    @property
+    def right(self) -> np.ndarray:
+        """(P, N) whether each sample's answer is the right one."""
+        rows = zip(self.answers, self.truth, strict=True)
+        return np.array([[answer == truth for answer in row] for row, truth in rows])
+
+
+def draw_orders(num_problems: int, size: int, repeats: int, seed: int = 0) -> np.ndarray:
+    """(P, R, N) random orders of each problem's pool; the first n of one are n fresh samples."""
+    rng = np.random.default_rng(seed)
+    rows = np.tile(np.arange(size), (num_problems, repeats, 1))
+    return rng.permuted(rows, axis=-1)
+
+
+def pick(
+    pool: Pool, orders: np.ndarray, n: int, strategy: Strategy, scores: str | None = None
+) -> tuple[np.ndarray, Cost]:
+    """Is the answer right that `strategy` picks from the first `n` samples of each order?
+
+    Args:
+        orders: (P, R, N), as from `draw_orders`; means over R are close to those over all subsets.
+        scores: the verifier whose scores the strategy reads; None: none, and none is paid for.
+
+    Returns:
+        (P, R) bool, and the cost of each.
+    """
+    if not 1 <= n <= orders.shape[-1]:
+        raise CourseError(
+            f"pick was asked for n={n} of {orders.shape[-1]} samples; draw more, or ask for fewer."
+        )
+    first = orders[..., :n]
+    right = np.zeros(first.shape[:2], dtype=bool)
+    for p, (row, truth) in enumerate(zip(pool.answers, pool.truth, strict=True)):
+        values = pool.scores[scores][p].tolist() if scores else [1.0] * len(row)
+        for r, chosen in enumerate(first[p].tolist()):
+            answer = strategy([row[i] for i in chosen], [values[i] for i in chosen])
+            right[p, r] = answer is not None and answer == truth
+    generated = np.take_along_axis(pool.generated[:, None], first, -1).sum(-1)  # (P, R)
+    prompt = np.broadcast_to(pool.prompt[:, None], generated.shape)
+    return right, Cost(prompt, generated, prompt + generated if scores else 0.0)
+
+
+# ---- beams and budgets -------------------------------------------------------------------------
+
+
+def split_steps(ids: Sequence[int], ends: set[int]) -> list[list[int]]:
+    """Token ids cut after each id of `ends`; what follows the last one is a step of its own."""
+    steps: list[list[int]] = [[]]
+    for token in ids:
+        steps[-1].append(token)
+        if token in ends:
+            steps.append([])
+    return [step for step in steps if step]
+
+
+@dataclass
+class Beams:
+    """What beam search kept for each of P prompts, the best first, and what it wrote on the way."""
+
+    completions: list[list[list[int]]]  # ids; cut ones, too, where the search ran to its end
+    scores: list[list[float]]
+    generated: np.ndarray  # (P,) tokens, dropped candidates included
+
+
+def beam_search(
+    model: torch.nn.Module,
+    prompt_ids: list[list[int]],
+    verify: Callable[[list[int], list[list[int]]], Sequence[float]],
+    finished: Callable[[list[int]], bool],
+    *,
+    width: int,
+    expand: int,
+    ends: Sequence[int],
+    max_steps: int,
+    max_step_tokens: int,
+    seed: int,
+    **sampling,
+) -> Beams:
+    """Keep the `width` best beginnings of a solution; go on from each in `expand` ways, by step.
+
+    The first step has width x expand candidates, as every later one has. A candidate that is
+    finished stays and is compared with the others; equal scores keep their order.
+
+    Args:
+        verify: problems' indices and their completions so far, as ids -> scores, high is good.
+        finished: whether a completion goes on no further.
+        ends: ids that end a step, and those that end a document.
+        sampling: to `generate`: pad_id, temperature.
+    """
+    kept: list[list[tuple[float, list[int]]]] = [[(0.0, [])] for _ in prompt_ids]
+    generated = np.zeros(len(prompt_ids), dtype=int)
+    for step in range(max_steps):
+        # 1. Go on from every beginning that is not finished.
+        ways = expand if step else width * expand
+        open_ = [(p, ids) for p, row in enumerate(kept) for _, ids in row if not finished(ids)]
+        if not open_:
+            break
+        more = generate(
+            model,
+            [prompt_ids[p] + ids for p, ids in open_],
+            max_new_tokens=max_step_tokens,
+            eos_ids=list(ends),
+            num_generations=ways,
+            seed=seed + step,
+            **sampling,
+        ).lists
+        owners = [p for p, _ in open_ for _ in range(ways)]
+        candidates = [open_[i // ways][1] + new for i, new in enumerate(more)]
+        np.add.at(generated, owners, [len(new) for new in more])
+        # 2. Score them, and keep the best of each problem.
+        kept = [[one for one in row if finished(one[1])] for row in kept]
+        for p, score, ids in zip(owners, verify(owners, candidates), candidates, strict=True):
+            kept[p].append((float(score), ids))
+        kept = [sorted(row, key=lambda one: -one[0])[:width] for row in kept]
+    completions = [[ids for _, ids in row] for row in kept]
+    return Beams(completions, [[score for score, _ in row] for row in kept], generated)
+
+
+def resume(
+    model: torch.nn.Module,
+    prompt_ids: list[list[int]],
+    completions: Sequence[list[int]],
+    cuts: Sequence[int | None],
+    words: Sequence[list[int]],
+    **sampling,
+) -> list[list[int]]:
+    """Cut each completion after so many tokens, append its `words`, and let the model go on.
+
+    With words that begin the answer, a budget is forced; with "wait" in place of an answer, more
+    thought is. A completion whose cut is None stays as it is. `sampling` goes to `generate`.
+    """
+    out = [list(ids) for ids in completions]
+    rows = [i for i, cut in enumerate(cuts) if cut is not None]
+    begun = [out[i][: cuts[i]] + words[i] for i in rows]
+    prompts = [prompt_ids[i] + ids for i, ids in zip(rows, begun, strict=True)]
+    more = generate(model, prompts, **sampling).lists if rows else []
+    for i, ids, added in zip(rows, begun, more, strict=True):
+        out[i] = ids + added
+    return out

@@ -256,7 +256,7 @@ def conditions(
     return settings, missing
 
 
-def decide(course: Course, ran: Ran, *ids: str) -> Table:
+def decide(course: Course, ran: Any, *ids: str) -> Table:
     """Decide statements of the notebook's `CLAIMS` with all their parts; the table of the verdicts.
 
     A claim whose conditions this run lacks is named with the reason, and not recorded. So is one of

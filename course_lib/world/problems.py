@@ -350,8 +350,8 @@ def verify_answer(problem: Problem, text: str) -> bool:
     return extract_answer(text) == problem.answer
 
 
-def _sentences(text: str) -> list[str]:
-    """The sentences, of the part after "Solution:" where a whole document is given."""
+def sentences_of(text: str) -> list[str]:
+    """The sentences without their points; of a whole document, those after "Solution:"."""
     _, found, rest = text.partition("Solution:")
     return [s.strip() for s in _SENTENCE_END.split(rest if found else text) if s.strip()]
 
@@ -359,7 +359,7 @@ def _sentences(text: str) -> list[str]:
 def read_steps(text: str) -> list[Step | None]:
     """Every written step in either notation with its *written* result; None: not well formed."""
     steps: list[Step | None] = []
-    for sentence in _sentences(text):
+    for sentence in sentences_of(text):
         if match := _STEP.fullmatch(sentence):
             a, op, b, word, b_word, result = match.groups()
             steps.append(Step(int(a), op or OP_OF[word], int(b or b_word), int(result)))
@@ -376,9 +376,37 @@ def verify_steps(text: str) -> list[bool]:
     ]
 
 
+def check_steps(problem: Problem, sentences: Sequence[str]) -> list[bool]:
+    """For every sentence of a solution: is it right, given those before it?
+
+    A step is right if its arithmetic is true and it is one of the problem's own that is still to be
+    done, on numbers that are there by then (the two sides of + and * may be swapped). So what
+    follows from a slip is wrong as well, until the slip is mended. The answer sentence is right if
+    its number is; any other sentence is not.
+    """
+    done: set[int] = set()
+    found = []
+    for sentence in sentences:
+        right = verify_answer(problem, sentence)
+        for step in read_steps(sentence):
+            for i, own in enumerate(problem.steps):
+                ready = {own.a_from, own.b_from} <= done | {-1}
+                if i not in done and ready and step is not None and _same(step, own):
+                    right = True
+                    done.add(i)
+                    break
+        found.append(right)
+    return found
+
+
+def _same(step: Step, own: Step) -> bool:
+    sides = [(own.a, own.b), (own.b, own.a)] if own.op in "+*" else [(own.a, own.b)]
+    return step.op == own.op and (step.a, step.b) in sides and step.result == own.result
+
+
 def verify_format(text: str) -> bool:
     """Nothing but written steps (or none) and one answer sentence, which ends the text."""
-    *steps, last = _sentences(text) or [""]
+    *steps, last = sentences_of(text) or [""]
     return (
         re.fullmatch(rf"The answer is {_INT}", last) is not None
         and text.rstrip().endswith(".")
@@ -388,7 +416,7 @@ def verify_format(text: str) -> bool:
 
 def notation(text: str) -> set[str]:
     """Which notations the written steps use: a subset of {"symbols", "words"}."""
-    matches = filter(None, map(_STEP.fullmatch, _sentences(text)))
+    matches = filter(None, map(_STEP.fullmatch, sentences_of(text)))
     return {"symbols" if match[2] else "words" for match in matches}
 
 

@@ -1,0 +1,304 @@
+"""What notebook 06 runs: every strategy on one pool, beams, a larger model, budgets.
+
+A condition is a way to spend compute on a problem, named with its number of samples. Its items are
+the test problems: "right", over random orders of the pool, and "gflops". Means are recorded by
+difficulty, the number of steps that a problem needs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from course_lib.algorithms import evaluate, search
+from course_lib.core import stats
+from course_lib.core.stats import Interval
+from course_lib.experiments import solutions
+from course_lib.experiments.experiment import Items, Missing, Ran
+from course_lib.experiments.recipes import Progress, parameters_of
+
+if TYPE_CHECKING:
+    from course_lib.kit.course import Course
+
+LEVELS = {"1 step": (1,), "2 steps": (2,), "3 and 4 steps": (3, 4)}
+NS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # as far as the pool goes
+BEAMS = {"beam": (4, 16, 64), "beam, exact checker": (16, 4, 64)}  # a live run: see `run_search`
+ORDERS = 16  # random orders of each pool
+FIRST = 4  # samples by whose agreement the difficulty is judged
+MARGIN = 0.005  # of accuracy: two ways that differ by less are equally good
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a solution's thoughts, after which it must answer
+WAITS = (1, 2, 4)
+# By name the verifier that is paid for, if any; a vote is the notebook's own majority.
+STRATEGIES = {"majority": None, "weighted majority": "process"}
+STRATEGIES |= {"best by outcome": "outcome", "best by process": "process"}
+
+
+@dataclass
+class Searched:
+    """A run: its conditions (`ran`), and by seed the pool and what strategies picked from it."""
+
+    ran: Ran
+    steps: np.ndarray  # (P,) that each problem needs
+    orders: np.ndarray  # (P, R, N)
+    pools: dict[int, search.Pool]
+    written: dict[int, list[list[list[int]]]]  # ids of the pools' samples
+    grid: dict[int, dict[tuple[str, int], Items]]  # by seed: strategy and n
+
+    def level(self, name: str) -> np.ndarray:
+        return np.isin(self.steps, LEVELS[name])
+
+
+def run_search(
+    course: Course,
+    num_problems: int,
+    num_samples: int,
+    progress: Progress | None = None,
+    *,
+    trained: Mapping[str, Mapping[int, str]] | None = None,
+    majority: Callable = search.majority,
+    pass_at_k: Callable = evaluate.pass_at_k,
+) -> Searched:
+    """Everything on the base model; a full run takes twice the problems, four times the samples.
+
+    Args:
+        trained: verifiers by kind and seed that the notebook has trained itself.
+        majority, pass_at_k: the reader's own, perhaps.
+    """
+    if course.full:
+        num_problems, num_samples = 2 * num_problems, 4 * num_samples
+    problems, size = solutions.held_out(num_problems), parameters_of(course, course.model("base"))
+    steps = np.array([len(problem.steps) for problem in problems])
+    orders = search.draw_orders(num_problems, num_samples, ORDERS)
+    found = Searched(Ran(course, "6", {}, {}), steps, orders, {}, {}, {})
+    ns = [n for n in NS if n <= num_samples]
+    votes = {None: lambda answers, _: majority(answers), "process": search.majority}
+    for seed in course.seeds:
+        verifiers = {
+            kind: (trained or {}).get(kind, {}).get(seed)
+            or solutions.train_verifier(course, kind, seed, progress)
+            for kind in ("outcome", "process")
+        }
+        pool, written = solutions.make_pool(course, problems, num_samples, seed, verifiers)
+        found.pools[seed], found.written[seed], found.grid[seed] = pool, written, {}
+        for name, kind in STRATEGIES.items():
+            strategy = votes[kind] if "majority" in name else search.best
+            for n in ns:
+                right, cost = search.pick(pool, orders, n, strategy, kind)
+                items = {"right": right, "gflops": cost.flops(size, size) / 1e9}
+                found.grid[seed][name, n] = _add(found, name, n, seed, items)
+        for n in ns:
+            right = np.array([pass_at_k(row, n) for row in pool.right])
+            paid = found.grid[seed]["majority", n].values["gflops"]
+            _add(found, "pass", n, seed, {"right": right, "gflops": paid})
+        for name, widths in BEAMS.items():
+            for n in widths if course.full else widths[: 2 - (name != "beam")]:
+                folder = verifiers["process"] if name == "beam" else None
+                right, cost = solutions.beams(course, problems, n, seed, folder)
+                _add(found, name, n, seed, {"right": right, "gflops": cost.flops(size, size) / 1e9})
+        for role in ("base", "large", "small") if course.full else ("base", "large"):
+            if role in course.profile.models:
+                right, cost = solutions.greedy(course, role, problems)
+                paid = cost.flops(parameters_of(course, course.model(role))) / 1e9
+                _add(found, f"{role}, greedy", 1, seed, {"right": right, "gflops": paid})
+    later = [f"{name}, n = {n}" for name in (*STRATEGIES, "pass") for n in NS]
+    later += [f"{role}, greedy, n = 1" for role in ("large", "small")]
+    found.ran.missing |= {n: "in the full run" for n in later if n not in found.ran.items}
+    return found
+
+
+def _add(found: Searched, name: str, n: float, seed: int, values: dict) -> Items:
+    """Keep a condition's items, and record their means by difficulty."""
+    found.ran.items.setdefault(f"{name}, n = {n}", {})[seed] = items = Items(values)
+    for level in LEVELS:
+        for measure, each in values.items():
+            if (here := found.level(level)).any():
+                mean = np.asarray(each)[here].mean()
+                found.ran.course.results.add("6", name, n, seed, f"{measure}, {level}", mean)
+    return items
+
+
+def agreement(pool: search.Pool, orders: np.ndarray) -> np.ndarray:
+    """(P, R) of the first samples of each order, how many give their most frequent answer: 1 to 4.
+
+    Samples without an answer agree with none.
+    """
+    found = np.ones(orders.shape[:2], dtype=int)
+    for p, row in enumerate(pool.answers):
+        for r, first in enumerate(orders[p, :, :FIRST].tolist()):
+            counts = Counter(row[i] for i in first if row[i] is not None)
+            found[p, r] = max(counts.values(), default=1)
+    return found
+
+
+@dataclass
+class Policy:
+    """What compute by difficulty brings on problems that it was not fitted to."""
+
+    right: np.ndarray  # along the prices of compute, from the highest to none
+    gflops: np.ndarray  # a problem
+    single: tuple[np.ndarray, np.ndarray]  # the best single strategy up to n = 64: right, gflops
+    chosen: dict[int, str]  # by agreement what is chosen on all problems at the single's accuracy
+
+    @property
+    def goal(self) -> float:
+        """The accuracy of the single strategy with 64 samples, less what nobody would miss."""
+        return float(self.single[0][-1]) - MARGIN
+
+    @property
+    def ratio(self) -> float:
+        """Compute at that accuracy over the single strategy's own; at least 1 if never reached."""
+        own = _cost_at(self.goal, *self.single)
+        if self.right.max() < self.goal:
+            return max(1.0, float(self.gflops[-1]) / own)
+        return _cost_at(self.goal, self.right, self.gflops) / own
+
+
+def _cost_at(goal: float, right: np.ndarray, gflops: np.ndarray) -> float:
+    """Where a curve first reaches `goal`, between its points."""
+    reach = np.maximum.accumulate(right)
+    at = int((reach >= goal).argmax())
+    around = slice(max(0, at - 1), at + 1)
+    return float(np.interp(goal, reach[around], gflops[around]))
+
+
+def by_difficulty(
+    found: Searched, seed: int, weights: np.ndarray | None = None, splits: int = 40
+) -> Policy:
+    """Choose strategy and n by the agreement of the first samples, which are then used.
+
+    On one half of the problems, at a price of compute, it takes what is best at each agreement; on
+    the other half it is tested, and the other way round; means over random halves. The best single
+    strategy is chosen on the fitted halves, too. `weights` (P,) resample the problems.
+    """
+    grid = {key: items.values for key, items in found.grid[seed].items() if key[1] >= FIRST}
+    level, names = agreement(found.pools[seed], found.orders), list(grid)
+    bins = np.stack([level == k for k in range(1, FIRST + 1)]).astype(float)  # (A, P, R)
+    sums = {
+        m: np.stack([np.einsum("apr,pr->ap", bins, each[m]) for each in grid.values()])
+        for m in ("right", "gflops")
+    } | {"count": bins.sum(-1)[None]}  # (K, A, P); the count (1, A, P)
+    count = len(level)
+    halves = np.random.default_rng(0).permuted(np.tile(np.arange(count) % 2, (splits, 1)), axis=1)
+    weights = np.ones(count) if weights is None else weights
+    fitted = np.concatenate([halves, 1 - halves]) * weights  # (S, P)
+    fit, test = ({m: v @ w.T for m, v in sums.items()} for w in (fitted, weights - fitted))
+    total, every = test["count"][0].sum(0).clip(1), np.arange(2 * splits)  # (S,)
+    ns = sorted({n for _, n in names})  # `names` has all of them strategy by strategy
+    upto = [i for i, n in enumerate(ns) if n <= 64]
+    first = np.arange(0, len(names), len(ns))  # of each strategy
+    best = first[fit["right"].sum(1)[first + upto[-1]].argmax(0)]  # (S,)
+    single = tuple(
+        np.array([(test[m].sum(1)[best + i, every] / total).mean() for i in upto])
+        for m in ("right", "gflops")
+    )
+    unit, curve = sums["right"].mean() / sums["gflops"].mean(), []
+    prices = [*(unit * np.geomspace(10, 1e-4, 60)), 0.0]
+    for price in prices:
+        choice = (fit["right"] - price * fit["gflops"]).argmax(0)[None]  # (1, A, S)
+        taken = [
+            np.take_along_axis(test[m], choice, 0)[0].sum(0) / total for m in ("right", "gflops")
+        ]
+        curve.append([each.mean() for each in taken])
+    right, gflops = np.transpose(curve)
+    enough = np.maximum.accumulate(right) >= single[0][-1] - MARGIN
+    price = prices[int(enough.argmax()) if enough.any() else -1]
+    whole = {m: v @ weights for m, v in sums.items()}
+    choice = (whole["right"] - price * whole["gflops"]).argmax(0)
+    chosen = {k + 1: "{}, n = {}".format(*names[i]) for k, i in enumerate(choice)}
+    return Policy(right, gflops, single, chosen)
+
+
+def compute_ratio(found: Searched) -> Interval:
+    """`Policy.ratio`: t over the seeds; in one run over 200 resamples of the problems."""
+    ratios = []
+    for seed in found.grid:
+        policy = by_difficulty(found, seed)
+        ratios.append(policy.ratio)
+        for i, pair in enumerate(zip(policy.right, policy.gflops, strict=True)):
+            for measure, value in zip(("right", "gflops"), pair, strict=True):
+                found.ran.course.results.add("6.2", "policy", i, seed, measure, value)
+    if len(ratios) > 1:
+        return stats.fit(ratios)
+    rng, count = np.random.default_rng(0), len(found.steps)
+    draws = [np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(200)]
+    again = [by_difficulty(found, seed, draw, 10).ratio for draw in draws]
+    return Interval(ratios[0], *map(float, np.quantile(again, [0.025, 0.975])))
+
+
+def matched(found: Searched, level: str) -> Interval | Missing:
+    """The base model with search minus the larger one, greedy, at its operations at most.
+
+    Strategy and n (two or more) are chosen on every other problem for the ones between.
+    """
+    if "large, greedy, n = 1" not in found.ran.items:
+        return Missing("needs a second model")
+    here, mine, others = np.flatnonzero(found.level(level)), [], []
+    odd = np.arange(len(here)) % 2 == 1
+    for seed, grid in found.grid.items():
+        large = found.ran.items["large, greedy, n = 1"][seed].values
+        limit = large["gflops"][here].mean()
+        allowed = [
+            items.values["right"][here].mean(1)
+            for (_, n), items in grid.items()
+            if n > 1 and items.values["gflops"][here].mean() <= limit
+        ]
+        if not allowed:
+            return Missing("no search is as cheap as the larger model")
+        on_odd, on_even = (max(allowed, key=lambda a: a[fit].mean()) for fit in (odd, ~odd))
+        mine.append(np.where(odd, on_even, on_odd))
+        others.append(large["right"][here].astype(float))
+    return stats.paired_share(mine, others)
+
+
+def run_budgets(course: Course, found: Searched, folders: Mapping[int, str]) -> None:
+    """The instruct model with its thoughts cut short, or drawn out; fresh samples beside them."""
+    problems, count = solutions.held_out(len(found.steps)), solutions.FRESH
+    orders = search.draw_orders(len(problems), count, ORDERS)
+    for seed, folder in folders.items():
+        bench = solutions.Budget(course, folder, problems, seed)
+        measured = {("budget", share): bench.forced(share) for share in SHARES}
+        measured |= {("wait", times): bench.waited(times) for times in WAITS}
+        for n in range(1, count + 1):
+            vote = search.pick(bench.pool, orders, n, lambda answers, _: search.majority(answers))
+            measured["fresh samples", n] = vote[0], vote[1].generated
+        for (name, x), pair in measured.items():
+            values = dict(zip(("right", "tokens"), pair, strict=True))
+            found.ran.items.setdefault(f"{name}, {x:g}", {})[seed] = Items(values)
+            for measure, each in values.items():
+                course.results.add("6.4", name, x, seed, measure, each.mean())
+
+
+def waited(found: Searched) -> Interval:
+    """To wait four times minus a vote of fresh samples of as many tokens, between two n."""
+    mine, others, ns = [], [], range(1, solutions.FRESH + 1)
+    for seed, items in found.ran.items["wait, 4"].items():
+        fresh = [found.ran.items[f"fresh samples, {n}"][seed].values for n in ns]
+        tokens = [values["tokens"].mean() for values in fresh]
+        rights = np.stack([values["right"].mean(1) for values in fresh])  # (n, P)
+        place = np.interp(items.values["tokens"].mean(), tokens, np.arange(len(ns)))
+        low, part = min(int(place), len(ns) - 2), place - min(int(place), len(ns) - 2)
+        others.append((1 - part) * rights[low] + part * rights[low + 1])
+        mine.append(items.values["right"].astype(float))
+    return stats.gain(mine, others)
+
+
+def save(found: Searched) -> None:
+    """The records of a full run: all items, and solutions of a few problems."""
+    if not found.ran.course.full:
+        return
+    seed, reader = found.ran.course.seeds[0], solutions.reader_of(found.ran.course)
+    rows = [{"prompt": problem.text} for problem in solutions.held_out(len(found.steps))]
+    for n in (1, 64):
+        items, shown = found.ran.items[f"majority, n = {n}"][seed], []
+        for p, order in enumerate(found.orders[:, 0, :n].tolist()):
+            answers = [found.pools[seed].answers[p][i] for i in order]
+            at = order[answers.index(search.majority(answers))]
+            shown.append([reader.text(found.written[seed][p][at]).strip()])
+        items.rows, items.texts = rows, np.array(shown)
+    place = "majority, n = 64", "right"
+    rules = {"largest gain": 4, "smallest gain": 2, "median gain": 2}
+    found.ran.save([(*place, rule, n) for rule, n in rules.items()], "majority, n = 1")
