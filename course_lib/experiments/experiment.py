@@ -67,7 +67,7 @@ class Claim:
     source: str
     measure: str  # in words, with its unit
     target: str  # as in `kit.claims.verdict`
-    effect: Callable[[Ran], Interval | Missing]
+    effect: Callable[[Any], Interval | Missing]  # of what the notebook ran
 
 
 @dataclass(frozen=True)
