@@ -181,7 +181,8 @@ def table(
     for name, by_seed in runs.items():
         row = {"": name}
         for field, title in COLUMNS.items():
-            row[title] = str(mean([getattr(w, field).mean(1) for w in by_seed.values()]))
+            kind = share if field == "cut" else mean
+            row[title] = str(kind([getattr(w, field).mean(1) for w in by_seed.values()]))
         if not any(written.kl.any() for written in by_seed.values()):
             row[COLUMNS["kl"]] = "0"  # as it came
         won = [over_before(benches[seed], written) for seed, written in by_seed.items()]
