@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from course_lib import ROOT, CourseError
 from course_lib.cli.main import app
+from course_lib.cli.run import make_plan, notebook_key
 from course_lib.inputs.survey import load_survey, split_people
 from course_lib.inputs.survey_profile import cross_validated, describe, noise_floor
 
@@ -388,3 +389,23 @@ def test_surveys_without_one_of_the_two_kinds_of_answers(load):
     }
     alike = load("\n".join([HEAD, *(f"p{i},40,1,yes,5,5,5" for i in range(12))]))
     assert "R² of the fields 0.00" in describe(alike)
+
+
+def test_a_run_takes_a_survey_by_its_content_and_refuses_a_wrong_one(load, tmp_path, monkeypatch):
+    load()
+    monkeypatch.chdir(tmp_path)
+    settings = {"survey": "mine.csv", "codebook": "mine.yaml"}
+
+    def key():
+        plan = make_plan(["10"], settings=settings)
+        assert plan.parameters["10"]["SURVEY"] == str(tmp_path / "mine.csv")
+        return notebook_key(plan, plan.notebooks[0])
+
+    before = key()
+    assert key() == before
+    rows = (tmp_path / "mine.csv").read_text(encoding="utf-8")
+    (tmp_path / "mine.csv").write_text(rows.replace(",yes,", ",no,"), encoding="utf-8")
+    assert key() != before
+    (tmp_path / "mine.csv").write_text(rows.replace("p3,", "p4,"), encoding="utf-8")
+    with pytest.raises(CourseError, match="p4"):
+        key()

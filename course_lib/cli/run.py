@@ -115,6 +115,14 @@ def make_plan(
     described = load_profile(profile)
     notebooks = find_notebooks(numbers)
     own, overrides = split_settings(notebooks, settings or {})
+    files = {}  # of a notebook's own parameters, such as a survey: they count by their content
+    for values in own.values():
+        files |= {k: os.path.abspath(v) for k, v in values.items() if v and os.path.isfile(str(v))}
+        values |= {name: file for name, file in files.items() if name in values}
+    if {"SURVEY", "CODEBOOK"} <= set(own.get("10", {})):  # all that is wrong is said at once
+        from course_lib.inputs.survey import load_survey
+
+        load_survey(own["10"]["SURVEY"], own["10"]["CODEBOOK"])
     silence()
     described = apply_overrides(described, overrides)
     check_machine(described)
@@ -131,7 +139,7 @@ def make_plan(
     if profile == "pocket":
         env |= OFFLINE_ENV
     env |= threads_for(min(jobs, len(notebooks)))
-    inputs = {name: content_hash(value) for name, value in overrides.items()}
+    inputs = {name: content_hash(value) for name, value in (overrides | files).items()}
     return Plan(notebooks, profile, effort, seed, changed, parameters, env, inputs, jobs)
 
 
