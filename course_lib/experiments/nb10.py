@@ -144,7 +144,7 @@ def frontier_figure(course: Course) -> None:
             ends = np.reshape([one.get("full", one.get("own")) for one in found], (2, 2))
             ax.plot(*ends.T, **series(order, lw=0.8, mfc="white"))
             ax.plot(*ends[:1].T, **series(order))
-            ax.annotate(name, ends[0], (5, 3), textcoords="offset points", size=8)
+            ax.annotate(name, ends[0], (6, 4 - 11 * (order % 2)), textcoords="offset points")
         ax.set(title=f"{phase} answers", xlabel=PAIR["rmse"], yscale="log")
     axes[0].set(ylabel=f"{PAIR['kl']}, log scale")
     about = "Greedy (filled), sampled (open): full runs, or else this run. Low and left is good."
@@ -185,9 +185,9 @@ def temperature_figure(course: Course) -> None:
 def _row(ax: Axes, course: Course, measure: str, names: Mapping, order: int, **look: Any) -> None:
     """The means of conditions, each at its place on the axis."""
     claim = look.pop("claim", "10")
+    ax.plot([], [], **series(order, linestyle="none", **look))  # the label, whatever is there
     for name, place in names.items():
-        points(ax, course, claim, measure, name, order=order, positions={0: place}, **look)
-        look.pop("label", None)
+        points(ax, course, claim, measure, name, order=order, positions={0: place})
 
 
 def width_figure(course: Course) -> None:
