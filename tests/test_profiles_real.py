@@ -134,6 +134,8 @@ FAMILIES = {
 SHORT = {"NUM_EXAMPLES": "512", "NUM_PROMPTS": "32", "NUM_ITEMS": "16", "NUM_TEST": "24"}
 SHORT |= {"NUM_STEPS": "4"}
 ALL_CORES = str(os.cpu_count())  # for a notebook alone
+# 06 needs a model that solves a problem now and then; random weights teach a verifier nothing.
+STAND_INS = [path for path in NOTEBOOKS if not path.name.startswith("06")]
 
 
 @pytest.fixture(scope="module")
@@ -223,13 +225,13 @@ def settings(notebooks: list, *pairs: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("profile", "notebooks"),
-    [("laptop", NOTEBOOKS), ("gpu", NOTEBOOKS[4:5])],
+    [("laptop", STAND_INS), ("gpu", NOTEBOOKS[4:5])],
     ids=["laptop", "gpu"],
 )
 def test_notebooks_run_under_the_profile(
     profile, notebooks, model_folders, data_environment, tmp_path
 ):
-    """All of them with the laptop's models; with the gpu's 05, which samples and trains in turn."""
+    """All but 06 with the laptop's models; with the gpu's 05, which samples and trains in turn."""
     described = yaml.safe_load((ROOT / f"data/profiles/{profile}.yaml").read_text(encoding="utf-8"))
     free = psutil.virtual_memory().available / 1e9
     if free < described["memory_gb"]:
