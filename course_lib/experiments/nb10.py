@@ -12,7 +12,7 @@ from course_lib.experiments import baselines, recipes, survey_bench
 from course_lib.experiments.experiment import Claim, Experiment
 from course_lib.experiments.survey_bench import PLACES, TEMPERATURES
 from course_lib.kit.figures import COLORS, beside_trl, points, save_figure, series, subplots
-from course_lib.kit.results import select
+from course_lib.kit.results import committed, select
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,12 +83,13 @@ CLAIMS = [
 
 
 def look_figure(course: Course) -> None:
-    """Three people: what is true of them, and what the model says before and after tuning."""
+    """Three people: what is true of them, and what the model says before and after tuning.
+
+    From the committed full run; until there is one, from the committed live run.
+    """
     rows = course.full_runs("people")
-    rows = rows if len(rows) else course.results.frame("people")
-    if rows.empty:
-        print("This picture is of the committed full run, which is still to come; see *After*.")
-        return
+    if rows.empty and course.profile.name == "pocket":
+        rows = select(committed("10", "live"), "people")
     fig, axes = subplots(1, 3, figsize=(10.5, 3.1), sharey=True)
     looks = {"truth": {"color": "#bbbbbb", "lw": 6}, "before": {"color": "#555555", "ls": "--"}}
     looks |= {"LoRA": {"color": COLORS[0], "marker": "."}}
