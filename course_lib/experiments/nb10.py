@@ -86,6 +86,9 @@ def look_figure(course: Course) -> None:
     """Three people: what is true of them, and what the model says before and after tuning."""
     rows = course.full_runs("people")
     rows = rows if len(rows) else course.results.frame("people")
+    if rows.empty:
+        print("This picture is of the committed full run, which is still to come; see *After*.")
+        return
     fig, axes = subplots(1, 3, figsize=(10.5, 3.1), sharey=True)
     looks = {"truth": {"color": "#bbbbbb", "lw": 6}, "before": {"color": "#555555", "ls": "--"}}
     looks |= {"LoRA": {"color": COLORS[0], "marker": "."}}
