@@ -302,7 +302,7 @@ def test_every_committed_claim_is_measured_by_a_live_run(live_run):
     if not committed.exists():
         pytest.skip("no reference runs are committed yet: `course reference` makes them")
     rows = json.loads(committed.read_text(encoding="utf-8"))
-    assert {row["id"] for row in rows} == set(live_run.claims)
+    assert {row["id"] for row in rows} <= set(live_run.claims)
 
 
 @pytest.mark.slow
