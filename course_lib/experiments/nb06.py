@@ -221,8 +221,8 @@ def compute_figure(course: Course) -> None:
     about += "Outlined: this run; numbers: samples. Stars: one greedy answer. Dotted: no picking "
     about += "can exceed it."
     alt = "Three panels. The share solved by a majority rises with compute, later and less the "
-    alt += "more steps there are. Lines of verifiers start higher; those that pick one sample bend "
-    alt += "down. The beam with the exact checker lies far above."
+    alt += "more steps there are. Lines of verifiers that pick one sample bend down "
+    alt += "at many. The beam with the exact checker lies far above."
     save_figure(fig, "06_compute", course=course, data="6", caption=about, alt=alt)
 
 

@@ -286,6 +286,22 @@ def waited(found: Searched) -> Interval:
     return stats.gain(mine, others)
 
 
+def favourites(found: Searched, kind: str, n: int) -> list[tuple]:
+    """The first `n` problems whose highest-scored sample is wrong though a right one is there.
+
+    (problem, that sample, its score, the highest-scored right sample, its score), of the first run.
+    """
+    seed, reader, shown = next(iter(found.pools)), solutions.reader_of(found.ran.course), []
+    pool, written = found.pools[seed], found.written[seed]
+    for p, problem in enumerate(solutions.held_out(len(found.steps))):
+        scores, right = pool.scores[kind][p], pool.right[p]
+        if right.any() and not right[scores.argmax()] and len(shown) < n:
+            two = int(scores.argmax()), int(np.where(right, scores, -1).argmax())
+            texts = [(reader.text(written[p][i]).strip(), float(scores[i])) for i in two]
+            shown.append((problem, *texts[0], *texts[1]))
+    return shown
+
+
 def save(found: Searched) -> None:
     """The records of a full run: all items, and solutions of a few problems."""
     if not found.ran.course.full:
