@@ -17,7 +17,7 @@ from course_lib.algorithms.reward import RewardConfig
 from course_lib.algorithms.sampling import generate
 from course_lib.core.cache import read_json, stage
 from course_lib.experiments.recipes import Progress, keep, load, pinned, sft_config
-from course_lib.inputs.models import load_tokenizer
+from course_lib.inputs.models import load_reward_model, load_tokenizer
 from course_lib.world.problems import (
     Problem,
     check_steps,
@@ -184,7 +184,7 @@ def judge_solutions(
     kind: str,
 ) -> np.ndarray:
     """A verifier's score (n,) of each solution: of its end, or of its weakest step."""
-    model = reward.load_reward_model(folder, course.device)
+    model = load_reward_model(folder, course.device)
     rows = [(tuple(prompt), tuple(ids)) for prompt, ids in zip(prompts, written, strict=True)]
     distinct = list(dict.fromkeys(rows))  # many samples say the same
     ends = [np.cumsum([len(step) for step in reader.steps(ids)]) for _, ids in distinct]
