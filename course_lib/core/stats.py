@@ -80,8 +80,9 @@ def share(runs: Runs) -> Interval:
 def paired_share(runs: Runs, others: Runs) -> Interval:
     """The share of `runs` minus that of `others`, over the same items and seeds.
 
-    Where the two agree almost everywhere, and in one run, one gain and one loss are added (Bonett
-    and Price 2012): a handful of disagreements says little about how rare they are.
+    Where the two agree everywhere, and in one run, one gain and one loss are added (Bonett and
+    Price 2012), which draws the estimate a little towards 0: a handful of disagreements says little
+    about how rare they are.
     """
     table = _table(runs, low=0) - _table(others, low=0)
     items = table.shape[1]
