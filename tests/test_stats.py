@@ -152,6 +152,9 @@ def test_where_intervals_do_not_hold_it_is_said(capsys):
         print(f"{name}: {coverage(kind, draw, truth, 5, 64, 0.1, 1.0)[0]:.2f} of nominal 0.95")
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert verdict(stats.fit([1.0, 1.1, 0.9, 1.0, 1.0]), "> 0") is None
+    same = np.ones(24)  # two models that answer alike everywhere: no luck is to be seen
+    assert verdict(stats.gain([same], [same]), "within 0.02") is None
+    assert verdict(stats.gain([same], [same]), "< 0") is None
     assert verdict(t_interval([1.0, 1.1, 0.9, 1.0, 1.0]), "> 0") is True
 
 

@@ -36,7 +36,7 @@ class Interval(NamedTuple):
 
 
 class Rough(Interval):
-    """An interval that is known to hold the truth in less than 93% of cases: it decides nothing."""
+    """An interval not known to hold the truth in 93% of cases: it decides nothing."""
 
 
 Runs = Sequence[ArrayLike]  # one array (items,) a seed, over the same items in the same order
@@ -50,10 +50,14 @@ def _printed(value: float) -> str:
 
 
 def mean(runs: Runs) -> Interval:
-    """The mean of the items' values, or of their paired differences, which are no shares."""
+    """The mean of the items' values, or of their paired differences, which are no shares.
+
+    Where all values are the same nothing is known of their luck: `Rough`.
+    """
     table = _table(runs)
     scale, df = _spread(table)
-    return _student(table.mean(), scale, df)
+    found = _student(table.mean(), scale, df)
+    return found if scale else Rough(*found)
 
 
 def gain(runs: Runs, others: Runs) -> Interval:
