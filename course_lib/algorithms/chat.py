@@ -119,7 +119,9 @@ def _answers(tokenizer, messages: Sequence[Message], **options):
             start, said = _answer_start(tokenizer, messages[:i], text), message["content"].strip()
             at = text.find(said, start)
             stop = text.find(end, at + len(said))
-            if min(at, stop) < 0 or (text[start:at] + text[at + len(said) : stop]).strip():
+            around = text[start:at] + text[at + len(said) : stop]
+            # Some of Qwen3's templates put an empty <think> before the last answer.
+            if min(at, stop) < 0 or re.sub(r"<think>\s*</think>", "", around).strip():
                 raise CourseError(
                     f"The chat template of {tokenizer.name_or_path!r} does not write the answer "
                     f"{said[:60]!r} as it is; expected its text and then {end!r}; use another "
