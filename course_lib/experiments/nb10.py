@@ -85,8 +85,12 @@ CLAIMS = [
 def look_figure(course: Course) -> None:
     """Three people: what is true of them, and what the model says before and after tuning.
 
-    From the committed full run; until there is one, from the committed live run.
+    From the committed full run; until there is one, from the committed live run. They are invented
+    people, so beside a survey of the reader's own there is no such picture.
     """
+    if course.knobs.get("survey"):
+        print("The truth about the people of your survey is unknown; see *After*.")
+        return
     rows = course.full_runs("people")
     if rows.empty and course.profile.name == "pocket":
         rows = select(committed("10", "live"), "people")
