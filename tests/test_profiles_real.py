@@ -217,10 +217,11 @@ def write_stand_ins(folder) -> None:
 
 
 def settings(notebooks: list, *pairs: str) -> list[str]:
-    """`--set` for the short knobs that the notebooks have, then for each pair."""
+    """`--set` for each pair, and for the short knobs that the notebooks have and no pair gives."""
     knobs = "\n".join(path.read_text(encoding="utf-8") for path in notebooks)
-    short = [f"{name}={value}" for name, value in SHORT.items() if f"{name} = " in knobs]
-    return [word for pair in [*short, *pairs] for word in ("--set", pair)]
+    short = {name: value for name, value in SHORT.items() if f"{name} = " in knobs}
+    given = short | dict(pair.split("=", 1) for pair in pairs)
+    return [word for name, value in given.items() for word in ("--set", f"{name}={value}")]
 
 
 @pytest.mark.parametrize(
