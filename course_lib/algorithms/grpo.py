@@ -114,11 +114,17 @@ def grpo_step(
     chosen: list[int],
     config: GRPOConfig,
     length: int | None = None,
+    one_step: bool = False,
 ) -> tuple[torch.Tensor, Metrics]:
-    """The loss of the `chosen` rows of a rollout; `advantages` (N,) of all, `length` as above."""
+    """The loss of the `chosen` rows of a rollout; `advantages` (N,) of all, `length` as above.
+
+    Where it is the one step on its rollout, the weights are those that wrote it: ρ = 1, and no
+    forward pass before is needed to know the old log-probabilities.
+    """
     mask = rollout.mask[chosen]
     logprobs, _ = forward(policy, None, [rollout.rows[i] for i in chosen], mask)
-    both = rollout.logprobs[chosen], rollout.ref_logprobs[chosen]
+    old = logprobs.detach() if one_step else rollout.logprobs[chosen]
+    both = old, rollout.ref_logprobs[chosen]
     limits = {"cliprange": config.cliprange, "beta": config.beta, "length": length}
     return grpo_loss(logprobs, *both, advantages[chosen], mask, **limits)
 
@@ -162,13 +168,15 @@ def train_grpo(
     next_prompts = (prompts[i] for i in endless(len(prompts), rng))
     history, good, size = [], None, sampling.num_generations
     length = None if config.length_norm else sampling.max_new_tokens
+    one_step = config.num_epochs == 1 and sampling.num_prompts * size <= config.minibatch_size
     for step in range(1, config.num_steps + 1):
         start = time.perf_counter()
         try:
             # 1. Collect the rollout.
             chosen = list(islice(next_prompts, sampling.num_prompts))
             seed = rng.getrandbits(32)
-            rollout = collect_rollout(policy, reference, None, chosen, score, sampling, seed)
+            given = policy, reference, None, chosen, score, sampling, seed
+            rollout = collect_rollout(*given, read=not one_step)
             # 2. Compare each answer with its group; stop before a bad rollout is learned from.
             advantages = group_advantages(rollout.scores, size, config.scale_rewards)
             metrics = _rollout_metrics(rollout, advantages, size)
@@ -177,7 +185,8 @@ def train_grpo(
             # 3. Update on the groups that have signal.
             groups = advantages.view(-1, size).abs().amax(1) > 1e-6
             rows = groups.repeat_interleave(size).nonzero()[:, 0].tolist()
-            metrics |= _update(policy, update, step, rollout, advantages, rows, config, length, rng)
+            about = config, length, one_step, rng
+            metrics |= _update(policy, update, step, rollout, advantages, rows, *about)
         except CourseError:
             restore(update.weights, good)
             raise
@@ -188,7 +197,9 @@ def train_grpo(
     return history
 
 
-def _update(policy, update, step, rollout, advantages, rows, config, length, rng) -> dict:
+def _update(
+    policy, update, step, rollout, advantages, rows, config, length, one_step, rng
+) -> dict[str, float]:
     """The epochs of minibatch steps on the rows with signal; means over the steps."""
     totals, num_steps = defaultdict(float), 0
     for _ in range(config.num_epochs):
@@ -199,7 +210,8 @@ def _update(policy, update, step, rollout, advantages, rows, config, length, rng
             like = [rollout.rows[i] for i in chosen]
             for group in batches(like, tokens_per_batch=forward_tokens(policy)):
                 part = [chosen[i] for i in group]
-                loss, metrics = grpo_step(policy, rollout, advantages, part, config, length)
+                given = rollout, advantages, part, config, length, one_step
+                loss, metrics = grpo_step(policy, *given)
                 share = len(part) / len(chosen)
                 (loss * share).backward()
                 for name, value in {"loss": loss.detach(), **metrics}.items():

@@ -149,12 +149,14 @@ def collect_rollout(
     score: Score,
     sampling: SamplingConfig,
     seed: int = 0,
+    read: bool = True,
 ) -> Rollout:
     """Write completions of `prompts`, and have them scored and read by policy and reference.
 
     The policy's log-probabilities are those of the training forward, not the sampler's: the ratio
-    is then 1 before the first update. `value` None is for GRPO, or a rollout that is only looked
-    at; where `reference` is None, the policy stands in for it.
+    is then 1 before the first update. `read` False leaves the sampler's, for a loss that takes its
+    own. `value` None is for GRPO, or a rollout that is only looked at; where `reference` is None,
+    the policy stands in for it.
     """
     start = time.perf_counter()
     out = generate(
@@ -181,13 +183,15 @@ def collect_rollout(
             f"The scores have the shape {tuple(scores.shape)}; expected one number for each of the "
             f"{len(rows)} completions, ({len(rows)},); mend the score function."
         )
-    logprobs, ref_logprobs, values = (torch.zeros(mask.shape, device=policy.device) for _ in "prv")
+    logprobs, values = out.logprobs.clone(), torch.zeros(mask.shape, device=policy.device)
+    ref_logprobs = logprobs.clone()
     for group in batches(rows, tokens_per_batch=forward_tokens(policy)):
         some = [rows[i] for i in group]
-        logprobs[group], values[group] = forward(policy, value, some, mask[group])
-        ref_logprobs[group] = (
-            logprobs[group] if reference is None else forward(reference, None, some, mask[group])[0]
-        )
+        if read:
+            logprobs[group], values[group] = forward(policy, value, some, mask[group])
+            ref_logprobs[group] = logprobs[group]
+        if reference is not None:
+            ref_logprobs[group], _ = forward(reference, None, some, mask[group])
     metrics = {
         "sampler_gap": float((logprobs - out.logprobs).abs().max()),
         "seconds/sampling": sampled - start,
