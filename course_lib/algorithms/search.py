@@ -258,13 +258,19 @@ def draw_orders(num_problems: int, size: int, repeats: int, seed: int = 0) -> np
 
 
 def pick(
-    pool: Pool, orders: np.ndarray, n: int, strategy: Strategy, scores: str | None = None
+    pool: Pool,
+    orders: np.ndarray,
+    n: int,
+    strategy: Strategy,
+    scores: str | None = None,
+    paid: bool = True,
 ) -> tuple[np.ndarray, Cost]:
     """Is the answer right that `strategy` picks from the first `n` samples of each order?
 
     Args:
         orders: (P, R, N), as from `draw_orders`; means over R are close to those over all subsets.
-        scores: the verifier whose scores the strategy reads; None: none, and none is paid for.
+        scores: the verifier whose scores the strategy reads; None: none.
+        paid: whether they cost that each sample is read; the sampler's own likelihood does not.
 
     Returns:
         (P, R) bool, and the cost of each.
@@ -282,7 +288,7 @@ def pick(
             right[p, r] = answer is not None and answer == truth
     generated = np.take_along_axis(pool.generated[:, None], first, -1).sum(-1)  # (P, R)
     prompt = np.broadcast_to(pool.prompt[:, None], generated.shape)
-    return right, Cost(prompt, generated, prompt + generated if scores else 0.0)
+    return right, Cost(prompt, generated, prompt + generated if scores and paid else 0.0)
 
 
 # ---- beams and budgets -------------------------------------------------------------------------

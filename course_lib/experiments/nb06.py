@@ -81,6 +81,12 @@ ALSO = {
     "pass@64 minus majority of 64": ("pass, n = 64", "majority, n = 64"),
     "weighted minus plain majority of 64": ("weighted majority, n = 64", "majority, n = 64"),
     "best of 64 by outcome minus majority of 64": ("best by outcome, n = 64", "majority, n = 64"),
+    "best of 64 by likelihood minus majority of 64": (
+        *("best by likelihood, n = 64", "majority, n = 64"),
+    ),
+    "best of 64 by process minus by likelihood": (
+        *("best by process, n = 64", "best by likelihood, n = 64"),
+    ),
     "best of 64 minus best of 4, by outcome": ("best by outcome, n = 64", "best by outcome, n = 4"),
     "beam of 16 minus best of 16, process verifier": ("beam, n = 16", "best by process, n = 16"),
     "beam of 16, exact checker minus learned": ("beam, exact checker, n = 16", "beam, n = 16"),

@@ -35,6 +35,7 @@ WAITS = (1, 2, 4)
 # By name the verifier that is paid for, if any; a vote is the notebook's own majority.
 STRATEGIES = {"majority": None, "weighted majority": "process"}
 STRATEGIES |= {"best by outcome": "outcome", "best by process": "process"}
+STRATEGIES |= {"best by likelihood": "likelihood"}  # the sampler's own, which costs nothing
 
 
 @dataclass
@@ -87,7 +88,7 @@ def run_search(
         for name, kind in STRATEGIES.items():
             strategy = votes[kind] if "majority" in name else search.best
             for n in ns:
-                right, cost = search.pick(pool, orders, n, strategy, kind)
+                right, cost = search.pick(pool, orders, n, strategy, kind, kind != "likelihood")
                 items = {"right": right, "gflops": cost.flops(size, size) / 1e9}
                 found.grid[seed][name, n] = _add(found, name, n, seed, items)
         for n in ns:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from course_lib.algorithms import chat, loop, reward, search, sft, verifier
+from course_lib.algorithms import chat, loop, search, sft, verifier
 from course_lib.algorithms.reward import RewardConfig
 from course_lib.algorithms.sampling import generate
 from course_lib.core.cache import read_json, stage
 from course_lib.experiments.recipes import Progress, keep, load, pinned, sft_config
-from course_lib.inputs.models import load_reward_model, load_tokenizer
+from course_lib.inputs.models import load_tokenizer
 from course_lib.world.problems import (
     Problem,
     check_steps,
@@ -97,10 +98,15 @@ class Reader:
 
     def judged(self, problem: Problem, prompt: list[int], ids: list[int]) -> dict[str, Any]:
         """The solution as a row for a verifier, every step labelled by the exact checker."""
-        steps = self.steps(ids)
-        places = (np.cumsum([len(step) for step in steps]) + len(prompt) - 1).tolist()
-        labels = check_steps(problem, [self.text(step).strip() for step in steps])
-        return {"input_ids": prompt + ids, "places": places, "labels": list(map(int, labels))}
+        texts = [self.text(step).strip() for step in self.steps(ids)]
+        labels = list(map(int, check_steps(problem, texts)))
+        return self.row(prompt, ids) | {"labels": labels}
+
+    def row(self, prompt: Sequence[int], ids: Sequence[int]) -> dict[str, Any]:
+        """The solution as a row for a verifier without labels, a span for each step."""
+        ends = np.cumsum([len(step) for step in self.steps(ids)]) + len(prompt) - 1
+        ids = [*prompt, *ids]
+        return {"input_ids": ids, "start": len(prompt), "ends": ends.astype(int).tolist()}
 
 
 def reader_of(course: Course, role: str = "base") -> Reader:
@@ -120,6 +126,21 @@ def sampled(
     temperature: float = 1.0,
 ) -> list[list[list[int]]]:
     """`n` solutions of each problem as ids, each up to its answer."""
+    options = {"asked": asked, "temperature": temperature}
+    return read_json(_sampled(course, model, problems, n, seed, **options) / "ids.json")
+
+
+def _sampled(
+    course: Course,
+    model: str,
+    problems: Sequence[Problem],
+    n: int,
+    seed: int,
+    *,
+    asked: bool = False,
+    temperature: float = 1.0,
+) -> Path:
+    """The folder of `sampled`: "ids.json", and in "likelihood.json" their mean log-probability."""
     settings = {"max_new_tokens": MAX_TOKENS, "batch_size": course.profile.batch["generate"]}
     settings |= {"n": n, "seed": seed, "temperature": temperature}
     inputs = [pinned(course, model), [problem.text for problem in problems], asked]
@@ -129,20 +150,24 @@ def sampled(
             reader, prompts = Reader(tokenizer), prompts_of(tokenizer, problems, asked)
             ends = {"eos_ids": reader.stops, "pad_id": tokenizer.pad_token_id}
             found: list[list[list[int]]] = [[] for _ in problems]
+            likely: list[list[float]] = [[] for _ in problems]
             # In blocks with a seed of their own: a larger pool so begins with a smaller one.
             for block in range(0, settings.pop("n"), BLOCK):
                 size = min(BLOCK, n - block)
                 drawn = settings | {"num_generations": size, "seed": 1000 * seed + block}
-                rows = generate(policy, prompts, **drawn, **ends).lists
-                for i, ids in enumerate(rows):
+                out = generate(policy, prompts, **drawn, **ends)
+                for i, (ids, logprobs) in enumerate(zip(out.lists, out.logprobs, strict=True)):
                     found[i // size].append(reader.solution(ids))
+                    mean = logprobs[: max(1, len(found[i // size][-1]))].mean()
+                    likely[i // size].append(round(float(mean), 5))
             entry.write("ids.json", found)
-    return read_json(entry.folder / "ids.json")
+            entry.write("likelihood.json", likely)
+    return entry.folder
 
 
 def verifier_config(seed: int) -> RewardConfig:
     """The settings of a verifier's training."""
-    return RewardConfig(learning_rate=3e-4, batch_size=4, num_epochs=1, seed=seed)
+    return RewardConfig(learning_rate=1e-4, batch_size=8, num_epochs=1, seed=seed)
 
 
 def train_verifier(course: Course, kind: str, seed: int, progress: Progress | None = None) -> str:
@@ -156,10 +181,9 @@ def train_verifier(course: Course, kind: str, seed: int, progress: Progress | No
     written = sampled(course, base, problems, PER_PROBLEM, seed)
     with stage(f"verifier-{kind}", config, inputs=[pinned(course, base), written]) as entry:
         if entry.new:
-            policy, tokenizer = load(course, base)
+            model, tokenizer = load(course, base)
             rows = labelled(tokenizer, problems, written, kind)
             bar = progress(loop.steps_of(config, len(rows))) if progress else None
-            model = reward.make_reward_model(policy, seed)
             keep(entry, model, tokenizer, verifier.train_verifier(model, rows, config, bar))
     return str(entry.folder)
 
@@ -167,12 +191,12 @@ def train_verifier(course: Course, kind: str, seed: int, progress: Progress | No
 def labelled(
     tokenizer: Any, problems: Sequence[Problem], written: list[list[list[int]]], kind: str
 ) -> list[dict[str, Any]]:
-    """All solutions as rows for a verifier; for the "outcome" with the label of the end alone."""
+    """All solutions as rows for a verifier; for the "outcome" as one span, with the end's label."""
     reader, prompts = Reader(tokenizer), prompts_of(tokenizer, problems)
     every = zip(problems, prompts, written, strict=True)
     rows = [reader.judged(p, prompt, ids) for p, prompt, row in every for ids in row]
     last = 0 if kind == "process" else -1
-    return [row | {name: row[name][last:] for name in ("places", "labels")} for row in rows]
+    return [row | {name: row[name][last:] for name in ("ends", "labels")} for row in rows]
 
 
 def judge_solutions(
@@ -183,17 +207,13 @@ def judge_solutions(
     reader: Reader,
     kind: str,
 ) -> np.ndarray:
-    """A verifier's score (n,) of each solution: of its end, or of its weakest step."""
-    model = load_reward_model(folder, course.device)
+    """A verifier's score (n,) of each solution: of the whole, or of its weakest step."""
+    model, _ = load(course, folder)
     rows = [(tuple(prompt), tuple(ids)) for prompt, ids in zip(prompts, written, strict=True)]
     distinct = list(dict.fromkeys(rows))  # many samples say the same
-    ends = [np.cumsum([len(step) for step in reader.steps(ids)]) for _, ids in distinct]
+    read = [reader.row(*one) for one in distinct]
     first = 0 if kind == "process" else -1
-    places = [
-        (end + len(prompt) - 1).tolist()[first:]
-        for end, (prompt, _) in zip(ends, distinct, strict=True)
-    ]
-    probs = verifier.verify_places(model, [[*p, *ids] for p, ids in distinct], places)
+    probs = verifier.verify(model, [row | {"ends": row["ends"][first:]} for row in read])
     found = dict(zip(distinct, (each.min() for each in probs), strict=True))
     return np.array([found[row] for row in rows])
 
@@ -201,9 +221,13 @@ def judge_solutions(
 def make_pool(
     course: Course, problems: Sequence[Problem], n: int, seed: int, verifiers: dict[str, str]
 ) -> tuple[search.Pool, list[list[list[int]]]]:
-    """The base model's pool of `n` solutions a problem with scores by verifier, and its ids."""
+    """The base model's pool of `n` solutions a problem, scored by each verifier, and its ids.
+
+    "likelihood" is the model's own mean log-probability, which is known when a sample is drawn.
+    """
     reader = reader_of(course)
-    written = sampled(course, course.model("base"), problems, n, seed)
+    folder = _sampled(course, course.model("base"), problems, n, seed)
+    written = read_json(folder / "ids.json")
     prompts = prompts_of(reader.tokenizer, problems)
     flat = [ids for row in written for ids in row]
     repeated = [prompt for prompt in prompts for _ in range(n)]
@@ -216,7 +240,7 @@ def make_pool(
     scores = {
         kind: np.array(read_json(entry.folder / f"{kind}.json")).reshape(-1, n)
         for kind in verifiers
-    }
+    } | {"likelihood": np.array(read_json(folder / "likelihood.json"))}
     return pool_of(reader, problems, prompts, written, scores), written
 
 
