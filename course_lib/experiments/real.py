@@ -165,11 +165,9 @@ def run_problems(course: Course) -> dict[str, Any]:
                 found["one sample, own form"] = np.mean(strict)
             for measure, value in found.items():
                 course.results.add("problems", name, kind, course.seed, measure, value)
-            shown += (
-                [_texts(problems[here[0]], solved[here[0]])]
-                if kind != "all" or name == "GSM8K"
-                else []
-            )
+            if kind != "all" or name != "world":  # GSM8K is fetched, and not copied
+                asked = problems[here[0]].text if name == "world" else "the first one of GSM8K"
+                shown.append({"problem": asked} | _texts(problems[here[0]], solved[here[0]]))
     settings = {"samples": NUM_SAMPLES, "ask": ASK} | SAMPLING | NUM_PROBLEMS
     return {"core_seconds": round(seconds), "settings": settings, "texts": shown}
 
@@ -179,7 +177,7 @@ def _texts(problem: Any, texts: Sequence[str]) -> dict[str, Any]:
     answers = [read_number(text) for text in texts]
     vote = answers.index(search.majority(answers))
     right = sum(answer == problem.answer for answer in answers)
-    found = {"problem": problem.text, "answer": str(problem.answer), "right samples": right}
+    found = {"answer": str(problem.answer), "right samples": right}
     return found | {"first sample": texts[0], "of the majority": texts[vote]}
 
 
