@@ -103,7 +103,7 @@ def think(course: Course, bench: Bench) -> list[dict[str, Any]]:
 # ---- notebook 06: word problems ----------------------------------------------------------------
 
 NUM_PROBLEMS = {"world": 24, "GSM8K": 8}  # the first of the world's test problems, and of GSM8K's
-NUM_SAMPLES, BLOCK = 16, 2  # solutions of each; problems that are solved and kept together
+NUM_SAMPLES = 16  # solutions of each
 ASK = 'Work it out in short steps. End with "The answer is" and the number.'
 SAMPLING = {"temperature": 0.6, "max_new_tokens": 100, "batch_size": 64}
 
@@ -116,6 +116,18 @@ def solve(
     options = SAMPLING | {"num_generations": n, "seed": seed} | sampling
     texts = chat.ask(model, tokenizer, asked, **options)
     return [texts[i : i + n] for i in range(0, len(texts), n)]
+
+
+def samples(course: Course, model: Any, tokenizer: Any, problem: Any, i: int) -> dict[str, Any]:
+    """The solutions of problem `i` as "texts", and the "seconds" of one core that they took."""
+    settings = SAMPLING | {"n": NUM_SAMPLES, "seed": 1000 * course.seed + i, "ask": ASK}
+    with stage("real-solutions", settings, [course.model("instruct"), problem.text]) as entry:
+        if entry.new:
+            start = time.process_time()
+            texts = solve(model, tokenizer, [problem], NUM_SAMPLES, settings["seed"])[0]
+            spent = round(time.process_time() - start, 1)
+            entry.write("texts.json", {"texts": texts, "seconds": spent})
+    return read_json(entry.folder / "texts.json")
 
 
 def accuracy(problems: Sequence[Any], solved: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -135,26 +147,15 @@ def accuracy(problems: Sequence[Any], solved: Sequence[Sequence[str]]) -> dict[s
 
 def run_problems(course: Course) -> dict[str, Any]:
     """Solutions of the world's problems by their steps, and of GSM8K's; settings and texts."""
-    start, shown, seconds = course.model("instruct"), [], 0.0
-    model, tokenizer = recipes.load(course, start)
+    shown, seconds = [], 0.0
+    model, tokenizer = recipes.load(course, course.model("instruct"))
     sets = {
         "world": solutions.held_out(NUM_PROBLEMS["world"]),
         "GSM8K": gsm8k(NUM_PROBLEMS["GSM8K"]),
     }
     for name, problems in sets.items():
-        solved: list[list[str]] = []
-        for first in range(0, len(problems), BLOCK):
-            some, seed = problems[first : first + BLOCK], 1000 * course.seed + first
-            settings = SAMPLING | {"n": NUM_SAMPLES, "seed": seed, "ask": ASK}
-            with stage("real-solutions", settings, [start, [p.text for p in some]]) as entry:
-                if entry.new:
-                    begin = time.process_time()
-                    texts = solve(model, tokenizer, some, NUM_SAMPLES, seed)
-                    spent = time.process_time() - begin
-                    entry.write("texts.json", {"texts": texts, "core_seconds": spent})
-                    print(f"{name}: {first + len(some)} of {len(problems)} problems", flush=True)
-            kept = read_json(entry.folder / "texts.json")
-            solved, seconds = solved + kept["texts"], seconds + kept["core_seconds"]
+        kept = [samples(course, model, tokenizer, p, i) for i, p in enumerate(problems)]
+        solved, seconds = [k["texts"] for k in kept], seconds + sum(k["seconds"] for k in kept)
         kinds = [len(p.steps) if name == "world" else "all" for p in problems]
         for kind in dict.fromkeys([*sorted(set(kinds)), "all"]):
             here = [i for i, each in enumerate(kinds) if kind in (each, "all")]
