@@ -123,6 +123,12 @@ def test_success_is_the_first_integer_in_range(text, value):
     assert population.first_integer(text, 0, 9) == value
 
 
+def test_after_thoughts_it_is_the_last_integer():
+    assert population.last_integer("In their 70s with 2 cars, so: 8.", 0, 9) == 8
+    assert population.last_integer("From 0 to 10, say 10", 0, 9) is None
+    assert population.last_integer("I would rather not", 0, 9) is None
+
+
 def test_a_measures_rows_have_the_measure_as_their_mean_and_its_spread():
     rng = np.random.default_rng(2)
     p, q = np.array([0.1, 0.3, 0.4, 0.2]), np.array([0.2, 0.3, 0.3, 0.2])

@@ -226,20 +226,27 @@ def first_integer(text: str, low: int, high: int) -> int | None:
     return value if low <= value <= high else None
 
 
+def last_integer(text: str, low: int, high: int) -> int | None:
+    """The last integer, for an answer that thinks first; else as `first_integer`."""
+    found = _INTEGER.findall(text)
+    return first_integer(found[-1], low, high) if found else None
+
+
 def ask_numbers(
     model: torch.nn.Module,
     tokenizer: Any,
     prompts: Sequence[Sequence[dict]],
     low: int,
     high: int,
+    read: Callable[[str, int, int], int | None] = first_integer,
     **sampling: Any,
 ) -> tuple[np.ndarray, list[str]]:
-    """(ratings (N,), nan where the answer failed; the texts) of at most 8 new tokens each."""
+    """(ratings (N,), nan where the answer failed; the texts), by default of at most 8 tokens."""
     options = {"eos_ids": chat.stop_ids(tokenizer), "pad_id": tokenizer.pad_token_id}
     asked = [chat.render_prompt(tokenizer, prompt) for prompt in prompts]
-    lists = generate(model, asked, max_new_tokens=8, **options | sampling).lists
+    lists = generate(model, asked, **{"max_new_tokens": 8} | options | sampling).lists
     texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in lists]
-    found = [first_integer(text, low, high) for text in texts]
+    found = [read(text, low, high) for text in texts]
     return np.array([np.nan if value is None else value for value in found]), texts
 
 

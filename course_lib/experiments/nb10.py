@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from course_lib.algorithms.population import numeric_weights
 from course_lib.experiments import baselines, recipes, survey_bench
@@ -234,19 +235,24 @@ def success_figure(course: Course) -> None:
     save_figure(fig, "10_success", course=course, data="success", caption=about, alt=alt)
 
 
+def _scatter(ax: Axes, rows: pd.DataFrame, condition: str) -> None:
+    """Pairs of levels, recorded as 100 a + b, with areas by how many there are."""
+    a, b = rows["x"].astype(int) // 100, rows["x"].astype(int) % 100
+    here, top = rows["condition"] == condition, a.max()
+    counts = rows["value"][here]
+    ax.scatter(a[here], b[here], 400 * counts / max(1, counts.max()), color=COLORS[0])
+    ax.axline((0, 0), slope=1, color="black", lw=0.8, ls=":")
+    ax.set(xlim=(-0.7, top + 0.7), ylim=(-0.7, top + 0.7))
+
+
 def scatter_figure(course: Course, phase: str = "initial") -> None:
     """People's answers against the model's, and LoRA's against QLoRA's: areas are counts."""
     panels = {"LoRA greedy": ("people", "LoRA, greedy"), "LoRA t=1": ("people", "LoRA, t = 1")}
     panels["both greedy"] = "LoRA, greedy", "QLoRA, greedy"
     rows, (fig, axes) = course.results.frame("scatter", phase), subplots(1, 3, figsize=(10.5, 3.7))
     rows = rows if len(rows) else select(course.full_runs("scatter"), measure=phase)
-    top = (rows["x"].astype(int) // 100).max()
     for ax, (name, (x, y)) in zip(axes, panels.items(), strict=True):
-        here = rows[rows["condition"] == name]
-        a, b = here["x"].astype(int) // 100, here["x"].astype(int) % 100
-        ax.scatter(a, b, 400 * here["value"] / max(1, here["value"].max()), color=COLORS[0])
-        ax.axline((0, 0), slope=1, color="black", lw=0.8, ls=":")
-        ax.set(xlim=(-0.7, top + 0.7), ylim=(-0.7, top + 0.7))
+        _scatter(ax, rows, name)
         ax.set(xlabel=f"{x} (level)", ylabel=f"{y} (level)")
     about = f"{phase.capitalize()} answers of the test people; areas are counts. Dotted: equal."
     alt = "Three panels of marks on a grid of levels; greedy answers use few levels."
@@ -296,6 +302,26 @@ def post_scatter_figure(course: Course) -> None:
     scatter_figure(course, "post")
 
 
+def laptop_figure(course: Course) -> None:
+    """SmolLM2 in its committed run: KL and RMSE by temperature, and what it says for whom."""
+    rows, (fig, axes) = committed("10", "laptop"), subplots(1, 3, figsize=(10.5, 3.7))
+    for order, (name, label) in enumerate({"before": "before tuning", "LoRA": "after"}.items()):
+        own = [select(rows, "temperature", m, name).set_index("x")["value"] for m in PAIR]
+        axes[0].plot(*own, **series(order, label=label))
+        for t in (0.0, 1.0):
+            at = own[0][t], own[1][t]
+            axes[0].annotate(f"t = {t:g}", at, (5, 5), textcoords="offset points")
+    axes[0].set(title="individual and population", xlabel=PAIR["rmse"], ylabel=PAIR["kl"])
+    axes[0].legend()
+    for ax, way in zip(axes[1:], ("greedy", "t=1"), strict=True):
+        _scatter(ax, select(rows, "scatter", "initial"), f"LoRA {way}")
+        ax.set(title=f"after, {way}", xlabel="people (level)", ylabel="SmolLM2 (level)")
+    about = "SmolLM2-135M-Instruct, one seed, test people of the pocket world. Left: from greedy "
+    about += "(t = 0) to t = 1. Others: initial answers, areas are counts, dotted: equal."
+    alt = "Left: two lines over RMSE and KL. Others: marks on a grid of levels."
+    save_figure(fig, "10_laptop", course=course, data=rows, caption=about, alt=alt)
+
+
 def trl_figure(course: Course) -> None:
     """The loss of our loop and of TRL's trainer, step by step."""
     about = "The same rows, order and settings in our loop (wide line) and in TRL (squares)."
@@ -305,4 +331,4 @@ def trl_figure(course: Course) -> None:
 
 FIGURES = (look_figure, idea_figure, learning_figure, success_figure, scatter_figure)
 FIGURES += (post_scatter_figure, frontier_figure, temperature_figure, width_figure, amount_figure)
-FIGURES += (baselines_figure, trl_figure)
+FIGURES += (baselines_figure, laptop_figure, trl_figure)

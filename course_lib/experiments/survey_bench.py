@@ -63,8 +63,7 @@ def load_bench(course: Course, seed: int, survey: Mapping[str, Any]) -> Bench:
     train, validation, test = survey_parts(**survey)
     rows = asked_rows(test, TEST_POSTS)
     uniform = np.random.default_rng([seed, 10]).random(len(rows))
-    known = not survey.get("file") and course.profile.truth_known
-    truth = true_probs(test)[_places(test, rows)] if known else None
+    truth = None if survey.get("file") else true_probs(test)[_places(test, rows)]
     return Bench(train, validation, test, rows, truth, uniform)
 
 
@@ -119,7 +118,7 @@ def measure(
     ids = population.level_ids(tokenizer, bench.test.low, bench.test.high)
     rows = population.render_rows(tokenizer, bench.rows.to_dict("records"), bench.test.low, True)
     items = measured(bench, population.predict(model, rows, ids))
-    success(course, model, tokenizer, condition, seed, bench)
+    items.whole["texts"] = success(course, model, tokenizer, condition, seed, bench)
     record_more(course, condition, seed, bench, items)
     record_learning(course, folder, condition, seed, bench)
     return items
@@ -321,12 +320,13 @@ def as_demonstrations(rows: Sequence[dict], ids: Sequence[int], seed: int) -> li
 def record_figures(course: Course, ran: Ran, bench: Bench) -> None:
     """What the figures of single people and of pairs of answers are drawn from, of one seed."""
     seed = course.seed
-    names = ("LoRA", "QLoRA")
+    names = [name for name in ("LoRA", "QLoRA") if name in ran.items]
     said = {(n, t): ran.items[n][seed].whole["answers"][t] for n in names for t in (0.0, 1.0)}
     pairs = {"LoRA greedy": (bench.ratings, said["LoRA", 0.0])}
     pairs["LoRA t=1"] = bench.ratings, said["LoRA", 1.0]
-    pairs["QLoRA greedy"] = bench.ratings, said["QLoRA", 0.0]
-    pairs["both greedy"] = said["LoRA", 0.0], said["QLoRA", 0.0]
+    if "QLoRA" in names:
+        pairs["QLoRA greedy"] = bench.ratings, said["QLoRA", 0.0]
+        pairs["both greedy"] = said["LoRA", 0.0], said["QLoRA", 0.0]
     pairs["greedy and t=1"] = said["LoRA", 0.0], said["LoRA", 1.0]
     for name, (a, b) in pairs.items():
         for phase, here in bench.phases().items():
