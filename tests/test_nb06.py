@@ -78,7 +78,7 @@ def test_solutions_are_read_up_to_their_answer_and_labelled_step_by_step(toy, mo
     assert reader.answer(kept) == 17 and not reader.finished(kept[:-6])
     row = reader.judged(problem, [5, 6], kept)
     assert row["labels"] == [1, 0, 0] and row["input_ids"] == [5, 6, *kept]
-    assert [row["input_ids"][place] for place in row["places"]] == [kept[-1]] * 3  # the points
+    assert [row["input_ids"][end] for end in row["ends"]] == [kept[-1]] * 3  # the points
     true = solution(problem, "words", __import__("random").Random(0))
     assert reader.judged(problem, [], tokenizer(true)["input_ids"])["labels"] == [1, 1, 1]
 

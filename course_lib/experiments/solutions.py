@@ -167,7 +167,7 @@ def _sampled(
 
 def verifier_config(seed: int) -> RewardConfig:
     """The settings of a verifier's training."""
-    return RewardConfig(learning_rate=1e-4, batch_size=8, num_epochs=1, seed=seed)
+    return RewardConfig(learning_rate=1e-4, batch_size=32, num_epochs=1, seed=seed)
 
 
 def train_verifier(course: Course, kind: str, seed: int, progress: Progress | None = None) -> str:
@@ -226,8 +226,8 @@ def make_pool(
     "likelihood" is the model's own mean log-probability, which is known when a sample is drawn.
     """
     reader = reader_of(course)
-    folder = _sampled(course, course.model("base"), problems, n, seed)
-    written = read_json(folder / "ids.json")
+    kept = _sampled(course, course.model("base"), problems, n, seed)
+    written = read_json(kept / "ids.json")
     prompts = prompts_of(reader.tokenizer, problems)
     flat = [ids for row in written for ids in row]
     repeated = [prompt for prompt in prompts for _ in range(n)]
@@ -240,7 +240,7 @@ def make_pool(
     scores = {
         kind: np.array(read_json(entry.folder / f"{kind}.json")).reshape(-1, n)
         for kind in verifiers
-    } | {"likelihood": np.array(read_json(folder / "likelihood.json"))}
+    } | {"likelihood": np.array(read_json(kept / "likelihood.json"))}
     return pool_of(reader, problems, prompts, written, scores), written
 
 
