@@ -121,7 +121,7 @@ def solve(
 def samples(course: Course, model: Any, tokenizer: Any, problem: Any, i: int) -> dict[str, Any]:
     """The solutions of problem `i` as "texts", and the "seconds" of one core that they took."""
     settings = SAMPLING | {"n": NUM_SAMPLES, "seed": 1000 * course.seed + i, "ask": ASK}
-    with stage("real-solutions", settings, [course.model("instruct"), problem.text]) as entry:
+    with stage("real-solutions", settings, [course.model("instruct"), [problem.text]]) as entry:
         if entry.new:
             start = time.process_time()
             texts = solve(model, tokenizer, [problem], NUM_SAMPLES, settings["seed"])[0]
