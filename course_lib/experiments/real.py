@@ -102,7 +102,7 @@ def think(course: Course, bench: Bench) -> list[dict[str, Any]]:
 
 # ---- notebook 06: word problems ----------------------------------------------------------------
 
-NUM_PROBLEMS = {"world": 24, "GSM8K": 8}  # the first of the world's test problems, and of GSM8K's
+NUM_PROBLEMS = {"world": 24, "GSM8K": 4}  # the first of the world's test problems, and of GSM8K's
 NUM_SAMPLES = 16  # solutions of each
 ASK = 'Work it out in short steps. End with "The answer is" and the number.'
 SAMPLING = {"temperature": 0.6, "max_new_tokens": 100, "batch_size": 64}
