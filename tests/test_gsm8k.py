@@ -26,8 +26,10 @@ REAL = Path(os.environ.get("COURSE_TEST_DATA") or "none") / "data"
         ("#### twelve, not 12.5.\n9", "12.5"),
         ("#### twelve", None),
         ("The answer is 12.", "12"),
+        ("The answer is 4 - 2 = 2 pallets. 5 were ruined.", "2"),
+        ("The answer is $1.50 = 3 x $0.50. Or is it 7?", "3"),  # a sum the wrong way round
         ("The answer is 3. No: the final answer is: 4 apples, as 2 + 2 = 4, not 5", "4"),
-        ("The answer is:\n\n2 x 6 = 12 apples, in 3 boxes", "3"),
+        ("The answer is:\n\n2 x 6 = 12 apples, in 3 boxes", "12"),
         ("So she has 40 - 4 = 36 eggs.", "36"),
         ("16-3", "3"),
         ("It costs $-5 or -$5", "-5"),

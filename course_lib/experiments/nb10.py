@@ -304,18 +304,22 @@ def post_scatter_figure(course: Course) -> None:
 
 def laptop_figure(course: Course) -> None:
     """SmolLM2 in its committed run: KL and RMSE by temperature, and what it says for whom."""
-    rows, (fig, axes) = committed("10", "laptop"), subplots(1, 3, figsize=(10.5, 3.7))
+    rows, (fig, axes) = committed("10", "laptop"), subplots(1, 3, figsize=(10.5, 3.9))
     for order, (name, label) in enumerate({"before": "before tuning", "LoRA": "after"}.items()):
         own = [select(rows, "temperature", m, name).set_index("x")["value"] for m in PAIR]
         axes[0].plot(*own, **series(order, label=label))
-        for t in (0.0, 1.0):
+        for t, place in {0.0: (6, 3), 1.0: (-34, -4)}.items():
             at = own[0][t], own[1][t]
-            axes[0].annotate(f"t = {t:g}", at, (5, 5), textcoords="offset points")
-    axes[0].set(title="individual and population", xlabel=PAIR["rmse"], ylabel=PAIR["kl"])
+            axes[0].annotate(f"t = {t:g}", at, place, textcoords="offset points", size=9)
+    axes[0].set(xlabel=PAIR["rmse"], ylabel=f"{PAIR['kl']}, log scale", yscale="log")
     axes[0].legend()
+    valid = [select(rows, "success", "greedy", name)["value"].mean() for name in ("before", "LoRA")]
+    words = "SmolLM2's greedy answers that are a number of the scale: {:.0%} before, {:.0%} after"
+    fig.suptitle(words.format(*valid), x=0.02, ha="left")
     for ax, way in zip(axes[1:], ("greedy", "t=1"), strict=True):
         _scatter(ax, select(rows, "scatter", "initial"), f"LoRA {way}")
-        ax.set(title=f"after, {way}", xlabel="people (level)", ylabel="SmolLM2 (level)")
+        ax.set(title=f"after, {way.replace('t=1', 't = 1')}")
+        ax.set(xlabel="people (level)", ylabel="SmolLM2 (level)")
     about = "SmolLM2-135M-Instruct, one seed, test people of the pocket world. Left: from greedy "
     about += "(t = 0) to t = 1. Others: initial answers, areas are counts, dotted: equal."
     alt = "Left: two lines over RMSE and KL. Others: marks on a grid of levels."

@@ -7,6 +7,9 @@
 2. else behind the last "answer is" or "answer:", on the same line;
 3. else at the last number of the text.
 
+In 1 and 2 it is the first number of the sentence, or the one behind its last "=", as in "The answer
+is 4 - 2 = 2 apples".
+
 A number is digits with a sign, thousands separators and decimals, as they come; a currency sign, a
 unit or words around it do not matter. `Decimal` reads the digits, no text is ever evaluated. More
 than `MOST_DIGITS` are no answer. Left out: fractions, powers of ten, numbers in words.
@@ -26,6 +29,7 @@ _NUMBER = re.compile(
     r"((?<![\w.)])-)?[$€£]?((?<=[$€£])-)?((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 )
 _MARK = "####"
+_END = re.compile(r"\n|\.\s")
 _STATED = re.compile(r"answer(?: is|:)", re.IGNORECASE)
 
 
@@ -49,9 +53,9 @@ def read_number(text: str) -> Decimal | None:
 
 
 def _first(text: str) -> Decimal | None:
-    """The first number of the text's first line."""
-    line = text.strip().partition("\n")[0]
-    found = _NUMBER.search(line)
+    """The first number of the text's first sentence, or the one behind its last "="."""
+    sentence = _END.split(text.lstrip(" :*\n"), maxsplit=1)[0]
+    found = _NUMBER.search(sentence.rpartition("=")[2]) or _NUMBER.search(sentence)
     return _decimal(found) if found else None
 
 
