@@ -59,6 +59,10 @@ def test_made_again_when_a_setting_or_an_input_changes(tmp_path):
     assert len(set(found)) == len(found) and folder() == found[-1]
 
 
+def test_a_text_too_long_for_a_path_is_a_text():
+    assert content_hash("word " * 2000) != content_hash("word " * 2001)
+
+
 def test_of_a_folder_the_content_counts_and_not_its_name(tmp_path):
     for name, text in (("one", "same"), ("two", "same"), ("other", "different")):
         (tmp_path / name).mkdir()

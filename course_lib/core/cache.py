@@ -191,9 +191,9 @@ def content_hash(item: Any) -> str:
         return hashlib.sha256(json.dumps(item, sort_keys=True, default=str).encode()).hexdigest()
     pocket = str(item).startswith("pocket/")
     path = ROOT / "data" / "models" / Path(item).name if pocket else Path(item)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path.is_file, no error where a text is too long for a path
         return file_hash(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return str(item)
     if (path / MANIFEST).is_file():
         files = read_json(path / MANIFEST)["files"]

@@ -493,7 +493,7 @@ def survey_model(
     options: Mapping[str, Any] | None = None,
     quantize: str | None = None,
     lora: int = LORA_RANK,
-    end: bool = False,
+    end: bool | None = None,
     **changes: Any,
 ) -> str:
     """The folder of a model that has read a survey's training people, one rating a row.
@@ -505,8 +505,8 @@ def survey_model(
         posts: answers after sentences that are read of each person, beside the initial one.
         loss, options: a loss of `LOSSES` and its own settings.
         quantize: "nf4" for QLoRA. lora: the rank; 0 trains all weights.
-        end: whether to learn the end of an answer, too, by cross-entropy on the whole of it: for a
-            model that has answered no survey and goes on after the number.
+        end: whether to learn the end of an answer, too, by cross-entropy on the whole of it; None
+            where the model has answered no survey, as it goes on after the number otherwise.
         changes: fields of `PopulationConfig` that differ from `population_config`; with 0 as
             num_steps it is the model before tuning.
     """
@@ -518,6 +518,8 @@ def survey_model(
     # Few people are not read more often than five times.
     config.num_steps = min(config.num_steps, max(1, 5 * len(asked) // config.batch_size))
     settings = {"loss": loss, "options": dict(options or {}), "quantize": quantize, "lora": lora}
+    if end is None:
+        end = loss == "cross-entropy" and "surveyed" not in course.profile.models
     settings |= {"end": end}
     inputs = [pinned(course, start), asked, settings, course.dtype]
     with stage("survey", config, inputs) as entry:
