@@ -1,0 +1,370 @@
+"""Notebook 08, distillation: conditions, claims, tables and figures of `distill_trials`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from course_lib.core import stats
+from course_lib.experiments import distill_trials
+from course_lib.experiments.distill_trials import MOST, UPDATES
+from course_lib.experiments.experiment import Claim, Experiment, Ran
+from course_lib.kit.figures import COLORS, beside_trl, known, points, save_figure, series, subplots
+from course_lib.kit.results import select
+from course_lib.kit.tables import Table, side_by_side
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from course_lib.kit.course import Course
+
+AMOUNTS = (25, 100, 400)  # demonstrations
+TEMPERATURES = (1, 2, 4, 8)
+EXPERIENCE = (25, 100, 400, 1600)  # demonstrations that an agent has read before
+
+
+def _lacks(course: Course, settings: Mapping[str, Any]) -> str:
+    models = course.profile.models
+    alike = models.get("small") in (None, models["base"])
+    return "needs a second model" if alike else ""
+
+
+def _labels(amount: int) -> dict[str, dict]:
+    hard = {f"hard, {amount}": {"amount": amount, "alpha": 0.0}}
+    return hard | {f"soft, {amount}": {"amount": amount}}
+
+
+SOFT = Experiment(
+    "8.1",
+    make=distill_trials.soft_student,
+    measure=distill_trials.judge,
+    live=_labels(25) | _labels(400),
+    full=_labels(100)
+    | {f"T = {t}": {"amount": 25, "temperature": float(t)} for t in TEMPERATURES}
+    | {f"T = {t}, no T²": {"amount": 25, "temperature": float(t), "square": False}
+       for t in TEMPERATURES[1:]},
+    skip=_lacks,
+)  # fmt: skip
+AGENTS = Experiment(
+    "agents",
+    make=distill_trials.soft_student,
+    measure=distill_trials.judge,
+    live={f"{when}, {n}": {"amount": MOST, "experience": n} | own
+          for n in (25, 1600)
+          for when, own in {"before": {"num_steps": 0}, "after": {}}.items()},
+    full={f"{when}, {n}": {"amount": MOST, "experience": n} | own
+          for n in (100, 400)
+          for when, own in {"before": {"num_steps": 0}, "after": {}}.items()},
+    skip=_lacks,
+)  # fmt: skip
+WAYS = Experiment(
+    "8.2",
+    make=distill_trials.solver_student,
+    measure=distill_trials.solve,
+    live={
+        "before": {},
+        "RL": {"updates": UPDATES},
+        "traces": {"share": 1.0},
+        "traces, then RL": {"share": 0.5, "updates": UPDATES // 2},
+    },
+    full={"RL, all compute": {"updates": 0, "all_compute": True}},
+    skip=_lacks,
+)
+OWN = Experiment(
+    "8.3",
+    make=distill_trials.own_student,
+    measure=distill_trials.solve,
+    live={"start": {"kind": ""}, "sequence level": {"kind": "traces"},
+          "reverse KL, own": {"kind": "reverse"}},
+    full={"forward KL, own": {"kind": "forward"}, "soft labels, traces": {"kind": "soft"}},
+    skip=_lacks,
+)  # fmt: skip
+
+Rans = Mapping[str, Ran]  # by the experiment's claim
+
+
+def _gain(which: str, measure: str, name: str, other: str, kind: Callable = stats.gain) -> Callable:
+    """The effect of a claim: what `name` has over `other` in one of the experiments."""
+    return lambda rans: rans[which].gain(measure, name, other, kind)
+
+
+HINTON, TABLE = "lecture, slide 27; Hinton et al. 2015", "lecture, slide 27, Table 5"
+CLAIMS = [
+    Claim(
+        *("8.1", "soft labels teach more than hard ones", HINTON),
+        *("judge score after 25 demonstrations, soft minus hard labels, points", "> 0"),
+        _gain("8.1", "truth", "soft, 25", "hard, 25"),
+    ),
+    Claim(
+        *("8.2a", "a distilled reasoner beats RL on the small model", TABLE),
+        *("share solved, SFT on traces minus RL, equal compute of the student", "> 0"),
+        _gain("8.2", "right", "traces", "RL"),
+    ),
+    Claim(
+        *("8.2b", "and also where the teacher has to be paid for", TABLE),
+        *("share solved, SFT on traces minus RL, equal compute of all", "> 0"),
+        _gain("8.2", "right", "traces", "RL, all compute"),
+    ),
+    Claim(
+        *("8.3", "on-policy distillation uses tokens better", "Agarwal et al. 2024"),
+        *("share solved, reverse KL on own samples minus traces, equal student tokens", "> 0"),
+        _gain("8.3", "right", "reverse KL, own", "sequence level"),
+    ),
+]
+ALSO = {
+    "points, soft minus hard labels, 400 demonstrations": (
+        "8.1",
+        "truth",
+        "soft, 400",
+        "hard, 400",
+    ),
+    "points, soft labels, T = 8 minus T = 1": ("8.1", "truth", "T = 8", "T = 1"),
+    "points, T = 8, with T² minus without": ("8.1", "truth", "T = 8", "T = 8, no T²"),
+    "share solved, traces and then RL minus traces alone": (
+        *("8.2", "right", "traces, then RL", "traces"),
+    ),
+    "share solved, RL minus before": ("8.2", "right", "RL", "before"),
+    "share solved, forward KL on own samples minus traces": (
+        *("8.3", "right", "forward KL, own", "sequence level"),
+    ),
+    "share solved, soft labels on traces minus traces": (
+        *("8.3", "right", "soft labels, traces", "sequence level"),
+    ),
+    "points, novice after minus before": ("agents", "truth", "after, 25", "before, 25"),
+    "points, most experienced after minus before": (
+        *("agents", "truth", "after, 1600", "before, 1600"),
+    ),
+}
+
+
+def also_measured(rans: Rans) -> Table:
+    """What has no verdict, with intervals."""
+    rows = {words: _gain(*pair)(rans) for words, pair in ALSO.items()}
+    return side_by_side({"measure": words, "": str(value)} for words, value in rows.items())
+
+
+# ---- published ---------------------------------------------------------------------------------
+
+# Table 5 of DeepSeek-R1 (arXiv:2501.12948): AIME 2024 pass@1 and cons@64, MATH-500, GPQA Diamond,
+# LiveCodeBench (pass@1, per cent), CodeForces rating; billions of parameters where they are known.
+TABLE_5 = {
+    "GPT-4o-0513": (None, 9.3, 13.4, 74.6, 49.9, 32.9, 759),
+    "Claude-3.5-Sonnet-1022": (None, 16.0, 26.7, 78.3, 65.0, 38.9, 717),
+    "OpenAI-o1-mini": (None, 63.6, 80.0, 90.0, 60.0, 53.8, 1820),
+    "QwQ-32B-Preview": (32, 50.0, 60.0, 90.6, 54.5, 41.9, 1316),
+    "R1-Distill-Qwen-1.5B": (1.5, 28.9, 52.7, 83.9, 33.8, 16.9, 954),
+    "R1-Distill-Qwen-7B": (7, 55.5, 83.3, 92.8, 49.1, 37.6, 1189),
+    "R1-Distill-Qwen-14B": (14, 69.7, 80.0, 93.9, 59.1, 53.1, 1481),
+    "R1-Distill-Qwen-32B": (32, 72.6, 83.3, 94.3, 62.1, 57.2, 1691),
+    "R1-Distill-Llama-8B": (8, 50.4, 80.0, 89.1, 49.0, 39.6, 1205),
+    "R1-Distill-Llama-70B": (70, 70.0, 86.7, 94.5, 65.2, 57.5, 1633),
+}
+RL_32B = 47.0  # AIME pass@1 of Qwen-32B after RL of its own, by the same paper
+NOVICES, ALL_AGENTS = 34, 15  # per cent more issues an hour (Generative AI at work, slide 25)
+
+
+def published_figure(course: Course) -> None:
+    """Table 5 at a glance: distilled models by size, beside models that were not distilled."""
+    names = ("parameters", "AIME", "cons@64", "MATH-500", "GPQA", "LiveCodeBench", "CodeForces")
+    rows = pd.DataFrame.from_dict(TABLE_5, "index", columns=names).rename_axis("model")
+    fig, (left, right) = subplots(1, 2, figsize=(10.5, 4), width_ratios=(3, 1.3), sharey=True)
+    for order, family in enumerate(("Qwen", "Llama")):
+        here = rows[rows.index.str.startswith(f"R1-Distill-{family}")]
+        label = f"{family}, distilled from R1"
+        left.plot(here["parameters"], here["AIME"], **series(order, label=label))
+    for name in ("OpenAI-o1-mini", "Claude-3.5-Sonnet-1022", "GPT-4o-0513"):
+        left.axhline(rows.loc[name, "AIME"], color="#444444", lw=1.2, ls=":")
+        left.text(76, rows.loc[name, "AIME"] + 1, name, ha="right", color="#444444", size=9)
+    left.set(xscale="log", xlabel="parameters of the student, billions (log scale)", xlim=(1.2, 80))
+    left.set_xticks([1.5, 7, 14, 32, 70], ["1.5", "7", "14", "32", "70"])
+    left.minorticks_off()
+    left.set(ylabel="AIME 2024 solved, pass@1 (%)", ylim=(0, 80))
+    left.set_title("A distilled 1.5B beats GPT-4o; a distilled 32B beats o1-mini")
+    left.legend(loc="lower right", bbox_to_anchor=(1, 0.24))
+    three = {"RL on\nthe 32B": RL_32B, "QwQ\nPreview": 50.0, "distilled\nfrom R1": 72.6}
+    bars = right.bar(list(three), list(three.values()), color=["#999999", "#999999", COLORS[0]])
+    right.bar_label(bars, fmt="%.0f")
+    right.set_title("One size, 32B: three ways")
+    about = (
+        "Published numbers: DeepSeek-R1, Table 5 and section 4.1. The figure's data hold all six "
+    )
+    about += "benchmarks of the ten models."
+    alt = "Left: AIME against size rises from 29% at 1.5B to 73% at 32B, above the line of GPT-4o "
+    alt += "throughout. Right: three bars, 47 for RL, 50 for QwQ, 73 distilled."
+    save_figure(fig, "08_published", course=course, data=rows.reset_index(), caption=about, alt=alt)
+
+
+# ---- figures of this run -----------------------------------------------------------------------
+
+
+def _rows(course: Course, claim: str) -> pd.DataFrame:
+    """The rows of a claim: of the committed full run, else of this one."""
+    full = course.full_runs(claim)
+    return full if len(full) else course.results.frame(claim)
+
+
+def _mean(course: Course, claim: str, condition: str, measure: str) -> float:
+    return float(select(_rows(course, claim), None, measure, condition)["value"].mean())
+
+
+def _row(
+    ax: Axes, course: Course, claim: str, measure: str, names: Mapping[str, float], **look: Any
+) -> None:
+    """The means of conditions, each at its place on the axis, under one label."""
+    order = look.pop("order")
+    ax.plot([], [], **series(order, linestyle="none", **look))
+    for name, place in names.items():
+        points(ax, course, claim, measure, name, order=order, positions={0: place})
+    here = [(at, _mean(course, claim, name, measure)) for name, at in names.items()]
+    here = np.array([pair for pair in here if pair[1] == pair[1]])
+    if len(here):
+        ax.plot(*here.T, **series(order, marker="", lw=1.2))
+
+
+def tokens_figure(course: Course) -> None:
+    """Token by token: what the teacher holds possible beside the token that was written."""
+    rows = _rows(course, "tokens")
+    rows = rows[rows["seed"] == rows["seed"].min()]
+    fig, ax = subplots(figsize=(11, 4.2))
+    shades = [COLORS[1], "#f0a860", "#f7d3ab"]
+    for x, here in rows.groupby("x"):
+        bottom = 0.0
+        for measure, color in ({"written": COLORS[0]} | dict(enumerate(shades, 1))).items():
+            name = measure if measure == "written" else f"other {measure}"
+            for _, one in here[here["measure"] == name].iterrows():
+                ax.bar(x, one["value"], 0.86, bottom, color=color, edgecolor="white")
+                if one["value"] > 0.045:
+                    light = "white" if name in ("written", "other 1") else "black"
+                    at = x, bottom + one["value"] / 2
+                    ax.text(*at, one["condition"], ha="center", va="center", size=8, color=light)
+                bottom += one["value"]
+    written = rows[rows["measure"] == "written"].sort_values("x")
+    ax.set_xticks(written["x"].astype(float), written["condition"], rotation=40, ha="right")
+    ax.set(ylabel="teacher's probability", ylim=(0, 1), xlabel="the answer, token by token")
+    ax.grid(axis="x", visible=False)
+    ax.set_title("A hard label is the blue part, raised to 1. The rest is what soft labels add")
+    about = "One held-out answer. Blue: the token that was written. Orange: the teacher's three "
+    about += "likeliest other tokens. White: all others."
+    alt = "A stacked bar a token. Some are blue throughout; others hold several orange parts."
+    save_figure(fig, "08_tokens", course=course, data="tokens", caption=about, alt=alt)
+
+
+def soft_figure(course: Course) -> None:
+    """Judge score by the number of demonstrations, and by temperature."""
+    fig, (left, right) = subplots(1, 2, figsize=(10.5, 3.8), sharey=True)
+    for order, kind in enumerate(("hard", "soft")):
+        names = {f"{kind}, {n}": n for n in AMOUNTS}
+        _row(left, course, "8.1", "truth", names, order=order, label=f"{kind} labels")
+    left.set(xscale="log", xlabel="demonstrations (log scale)", ylabel="judge score (points)")
+    left.set_xticks(AMOUNTS, [f"{n}" for n in AMOUNTS])
+    left.minorticks_off()
+    left.legend()
+    gap = [_mean(course, "8.1", f"{kind}, 25", "truth") for kind in ("soft", "hard")]
+    if gap[0] > gap[1]:
+        left.set_title(f"25 demonstrations: soft labels are worth {gap[0] - gap[1]:.1f} points")
+    at = {t: np.log2(t) for t in TEMPERATURES}
+    with_square = {f"T = {t}": x for t, x in at.items()}
+    _row(right, course, "8.1", "truth", with_square, order=1, label="with T²")
+    without = {f"T = {t}, no T²": x for t, x in at.items()}
+    _row(right, course, "8.1", "truth", without, order=2, label="without")
+    right.set(xlabel="temperature T (log scale)", xticks=list(at.values()))
+    right.set(xticklabels=list(at), title="25 demonstrations, by temperature")
+    right.legend()
+    about = "Held-out prompts. The same steps on the same demonstrations, read again and again. "
+    about += "Outlined: this run. Whiskers: full runs, 95%. The right panel needs a full run."
+    alt = "Left: two lines over the number of demonstrations. Right: two lines over temperature."
+    save_figure(fig, "08_soft", course=course, data="8.1", caption=about, alt=alt)
+
+
+def ways_figure(course: Course) -> None:
+    """Problems solved by the student three ways, against compute without and with the teacher's."""
+    fig, axes = subplots(1, 2, figsize=(10.5, 3.9), sharey=True)
+    names = ("RL", "traces", "traces, then RL", "RL, all compute")
+    for ax, paid in zip(axes, ("own", "all"), strict=True):
+        for order, name in enumerate(names):
+            where = {"distance": f"gflops {paid}", "joined": False}
+            points(ax, course, "8.2", "right", name, order=order, label=name, **where)
+        for name, words in {"before": "s before", "reasoner": "the teacher, m"}.items():
+            y = _mean(course, "8.2", name, "right")
+            if y == y:
+                ax.axhline(y, color="black", lw=1, ls=":")
+                place = ax.get_yaxis_transform()
+                ax.text(0.01, y + 0.012, words, transform=place, size=9)
+        ax.set(xscale="log", ylim=(0, 1), xlabel="GFLOPs (log scale)")
+    axes[0].set(title="paid: the student's own compute", ylabel="share of problems solved")
+    axes[1].set(title="paid: the teacher's RL and writing, too")
+    axes[1].legend(loc="upper right")
+    gap = [_mean(course, "8.2", name, "right") for name in ("traces", "RL")]
+    if gap[0] > gap[1]:
+        words = f"At equal compute the traces bring {gap[0]:.0%}, RL of its own {gap[1]:.0%}"
+        fig.suptitle(words, x=0.02, ha="left")
+    about = "Held-out problems of one and two steps, student s. Outlined: this run; whiskers: full "
+    about += "runs. Right: RL may spend what the teacher's training cost, in the full run."
+    alt = "Two panels of marks over compute. RL lies near the start; the traces lie above it."
+    save_figure(fig, "08_ways", course=course, data="8.2", caption=about, alt=alt)
+
+
+def own_figure(course: Course) -> None:
+    """On its own samples or on the teacher's, at equal tokens."""
+    names = {"start": "at the start", "sequence level": "traces,\nhard labels"}
+    names |= {"soft labels, traces": "traces,\nsoft labels"}
+    names |= {"forward KL, own": "own samples,\nforward KL"}
+    names |= {"reverse KL, own": "own samples,\nreverse KL"}
+    here = [name for name in names if name in known(course, "8.3")]
+    fig, ax = subplots(figsize=(8, 3.5))
+    for place, name in enumerate(here):
+        points(ax, course, "8.3", "right", name, order=place, positions={0: place})
+    ax.set_xticks(range(len(here)), [names[name] for name in here])
+    ax.set(ylim=(0, None), ylabel="share of problems solved", xlim=(-0.5, len(here) - 0.5))
+    a, b = (_mean(course, "8.3", n, "right") for n in ("reverse KL, own", "sequence level"))
+    if a > b:
+        ax.set_title(f"Equal tokens: own samples bring {a:.0%}, the teacher's {b:.0%}")
+    about = (
+        "Student s from the same short start; the teacher is m, tuned on the traces. All but the "
+    )
+    about += "start have learned from as many tokens. Outlined: this run; whiskers: full runs, 95%."
+    alt = "A mark for each way: all lie above the start."
+    save_figure(fig, "08_own", course=course, data="8.3", caption=about, alt=alt)
+
+
+def agents_figure(course: Course) -> None:
+    """What an expert's labels bring to students of different experience, and the field's figure."""
+    fig, (left, right) = subplots(1, 2, figsize=(10.5, 3.7), width_ratios=(2, 1))
+    for order, when in enumerate(("before", "after")):
+        names = {f"{when}, {n}": n for n in EXPERIENCE}
+        _row(left, course, "agents", "truth", names, order=order, label=when)
+    left.set(xscale="log", ylabel="judge score (points)")
+    left.set(xlabel="demonstrations read before, the agent's experience (log scale)")
+    left.set_xticks(EXPERIENCE, [f"{n}" for n in EXPERIENCE])
+    left.minorticks_off()
+    left.legend()
+    ends = {n: [_mean(course, "agents", f"{when}, {n}", "truth") for when in ("after", "before")]
+            for n in (EXPERIENCE[0], EXPERIENCE[-1])}  # fmt: skip
+    gains = {n: after - before for n, (after, before) in ends.items()}
+    if gains[25] > gains[1600]:
+        left.set_title(f"The novice gains {gains[25]:.1f} points, the veteran {gains[1600]:.1f}")
+    field = {"all agents": ALL_AGENTS, "novices": NOVICES, "most\nexperienced": 0}
+    bars = right.bar(list(field), list(field.values()), color=["#999999", COLORS[0], "#999999"])
+    right.bar_label(bars, fmt="%+d%%")
+    right.set(title="published: issues an hour", ylabel="change (%)", ylim=(0, 40))
+    about = (
+        "Left: students s, before and after the same distillation from one expert. Right: 5,172 "
+    )
+    about += "agents with an assistant (Generative AI at work); most experienced: about nothing."
+    alt = "Left: two lines over experience, the upper one flatter. Right: bars of 15, 34 and 0."
+    save_figure(fig, "08_agents", course=course, data="agents", caption=about, alt=alt)
+
+
+def trl_figure(course: Course) -> None:
+    """The loss of our loop and of TRL's trainer, step by step."""
+    about = "The same rows, order and settings in our loop (wide line) and in TRL (squares)."
+    alt = "Two curves that lie on each other."
+    beside_trl(course, "GKDTrainer", "4 rows", "token", caption=about, alt=alt)
+
+
+FIGURES = (published_figure, tokens_figure, soft_figure, ways_figure, own_figure, agents_figure)
+FIGURES += (trl_figure,)
+EXPERIMENTS = (SOFT, WAYS, OWN, AGENTS)
