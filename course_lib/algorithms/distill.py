@@ -172,7 +172,11 @@ def train_kd(
         loss = loss_fn(logits, soft, labels, mask, config.alpha, config.temperature)
         with torch.no_grad():
             hard, kl = F.cross_entropy(logits, labels), divergence(logits, soft).mean()
-        return loss, {"ce": hard, "kl": kl, "completion_tokens": labels.new_tensor(len(labels))}
+        return loss, {
+            "ce": hard,
+            "kl": kl,
+            "completion_length": len(labels) / len(batch["input_ids"]),
+        }
 
     return loop.fit(student, rows, loss_of, config, progress)
 
@@ -194,7 +198,7 @@ def train_on_policy(
             used up, so every num_prompts x num_generations / batch_size steps.
         distance: student and teacher logits (M, V) to (M,), such as `divergence`.
 
-    A row has step, loss (nats a token), completion_tokens, completion_length, missing_eos (share of
+    A row has step, loss (nats a token), completion_length (tokens an answer), missing_eos (share of
     the batch that was cut), learning_rate, grad_norm and seconds.
 
     Raises:
@@ -234,8 +238,8 @@ def train_on_policy(
             # 3. Update and record.
             ends = [row["input_ids"][-1] in sampling.eos_ids for row in chosen]
             row = {"step": step, **found, **update(step, found["loss"])}
-            row |= {"completion_tokens": sum(lengths), "missing_eos": 1 - sum(ends) / len(ends)}
-            row["completion_length"] = sum(lengths) / len(lengths)
+            row |= {"completion_length": sum(lengths) / len(lengths)}
+            row |= {"missing_eos": 1 - sum(ends) / len(ends)}
             history.append(row | {"seconds": time.perf_counter() - start})
             if progress:
                 progress(history[-1])

@@ -46,7 +46,8 @@ LEVELS = (1, 2)  # steps of the problems
 MAX_TOKENS = 60  # of a solution
 PROBLEMS = 1000  # of training
 NUM_PROMPTS, NUM_SOLUTIONS = 32, 8  # of an update of GRPO
-UPDATES, RATE = 20, {"base": 2e-4, "small": 4e-4}
+UPDATES, REASONER = 30, 20  # of the student, and of its teacher, which is then at its best
+RATE = {"base": 2e-4, "small": 4e-4}
 TRACING = {"learning_rate": 2e-3, "batch_size": 8, "alpha": 0.0, "temperature": 1.0}
 START, TEACHER = 100, 150  # steps on traces of a student before it goes on, and of its teacher
 TRACED = 4  # solutions of each training problem that the reasoner writes down
@@ -213,7 +214,7 @@ def spent(folder: str) -> float:
 
 def make_traces(course: Course, seed: int) -> dict[str, Any]:
     """The distinct right solutions of a reasoner, with the operations that they cost."""
-    folder, problems = reasoner(course, seed=seed), taught(seed)
+    folder, problems = reasoner(course, seed=seed, updates=REASONER), taught(seed)
     with stage("traces", {"n": TRACED, "seed": seed}, [folder]) as entry:
         if entry.new:
             model, tokenizer = load(course, folder)
@@ -294,7 +295,7 @@ def on_policy(
 ) -> str:
     """The folder of a student taught by that distance at the tokens that it writes itself."""
     config = DistillConfig(**TRACING | {"num_steps": steps, "seed": seed})
-    inputs = [pinned(course, start), teacher, inspect.getsource(distance)]
+    inputs = [pinned(course, start), teacher, [inspect.getsource(distance)]]
     with stage("on-policy", config, inputs) as entry:
         if entry.new:
             student, tokenizer = load(course, start)
@@ -358,7 +359,8 @@ def own_student(
         distance = distance if kind == "reverse" else distill.divergence
         return on_policy(course, start, teacher, seed, steps, distance, progress)
     first = own_student(course, seed=seed, progress=progress, kind="reverse", steps=steps)
-    tokens = sum(row["completion_tokens"] for row in training_history(first))
+    lengths = [row["completion_length"] for row in training_history(first)]
+    tokens = sum(lengths) * TRACING["batch_size"]
     soft = {"teacher": teacher, "alpha": 1.0} if kind == "soft" else {}
     return on_traces(course, start, seed, tokens=tokens, progress=progress, **soft)
 

@@ -53,10 +53,10 @@ AGENTS = Experiment(
     make=distill_trials.soft_student,
     measure=distill_trials.judge,
     live={f"{when}, {n}": {"amount": MOST, "experience": n} | own
-          for n in (25, 1600)
+          for n in (25,)
           for when, own in {"before": {"num_steps": 0}, "after": {}}.items()},
     full={f"{when}, {n}": {"amount": MOST, "experience": n} | own
-          for n in (100, 400)
+          for n in (100, 400, 1600)
           for when, own in {"before": {"num_steps": 0}, "after": {}}.items()},
     skip=_lacks,
 )  # fmt: skip
