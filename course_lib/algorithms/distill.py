@@ -16,11 +16,9 @@ Four ways to learn from a teacher are here:
 Sequence level: Kim and Rush 2016, arXiv:1606.07947. On policy: Agarwal et al. 2024 (GKD),
 arXiv:2306.13649; Gu et al. 2024 (MiniLLM), arXiv:2306.08543.
 
-Left out:
-1. teacher and student with different tokenizers, and matching of hidden states;
-2. the gradient through the student's sampling (MiniLLM), and a mixture of its and given answers;
-3. teacher logits that are computed once and kept: the teacher reads each batch again;
-4. weights by tokens where one optimiser step is worked off in parts (`loop.fit` weighs rows).
+Left out: 1. different tokenizers, and matching of hidden states; 2. the gradient through the
+student's sampling (MiniLLM); 3. keeping the teacher's logits, which are computed again each time;
+4. weights by tokens where a step is worked off in parts (`loop.fit` weighs rows).
 """
 
 from __future__ import annotations
@@ -75,10 +73,9 @@ def divergence(
 ) -> torch.Tensor:
     """How far apart two next-token distributions are, in nats: (..., V) twice to (...).
 
-    beta 0 is the forward KL(teacher ‖ student), which wants every token that the teacher thinks
-    possible; 1 the reverse KL(student ‖ teacher), which shuns what the teacher thinks impossible;
-    between them the generalised Jensen-Shannon divergence of GKD (equation 1), about the mixture
-    beta * teacher + (1 - beta) * student.
+    beta 0: KL(teacher ‖ student), which wants what the teacher holds possible; 1: KL(student ‖
+    teacher), which shuns what it holds impossible; between: the generalised Jensen-Shannon
+    divergence of GKD (equation 1), about the mixture beta * teacher + (1 - beta) * student.
     """
     student = (student_logits.float() / temperature).log_softmax(-1)
     teacher = (teacher_logits.float() / temperature).log_softmax(-1)
@@ -106,9 +103,8 @@ def kd_loss(
 ) -> torch.Tensor:
     """α T² KL(p_T ‖ q_T) + (1 - α) CE(y, q), the mean over the tokens in `mask`, in nats.
 
-    Args:
-        student_logits, teacher_logits: (..., V), each token's as predicted from those before it.
-        labels: (...) ids of the tokens. mask: (...), 1 on completion tokens.
+    Logits (..., V) are those that predict each token; `labels` (...) the ids, `mask` (...) 1 on
+    completion tokens.
     """
     soft = temperature**2 * divergence(student_logits, teacher_logits, 0.0, temperature)
     logprobs = student_logits.float().log_softmax(-1)
@@ -135,9 +131,8 @@ def check_tokenizers(student: Any, teacher: Any) -> None:
         token = differ[0][0]
         raise CourseError(
             f"Student and teacher have different tokenizers: {token!r} has the id {own.get(token)} "
-            f"in the one and {other.get(token)} in the other; expected the same ids for the same "
-            "tokens, as distributions are compared id by id; take a teacher of the same family, "
-            "or let the student learn from the teacher's answers as text."
+            f"in the one and {other.get(token)} in the other; expected the same ids, as the loss "
+            "compares them one by one; take a teacher of the same family, or learn from its texts."
         )
 
 
@@ -194,15 +189,11 @@ def train_on_policy(
 
     Args:
         prompts: as ids; all are used before one comes again.
-        sampling: num_prompts x num_generations fresh answers each time that the last ones are
-            used up, so every num_prompts x num_generations / batch_size steps.
+        sampling: num_prompts x num_generations fresh answers whenever the last ones are used up.
         distance: student and teacher logits (M, V) to (M,), such as `divergence`.
 
     A row has step, loss (nats a token), completion_length (tokens an answer), missing_eos (share of
-    the batch that was cut), learning_rate, grad_norm and seconds.
-
-    Raises:
-        CourseError: the vocabularies differ, or no prompt; Diverged as in `loop.Update`.
+    the batch that was cut), learning_rate, grad_norm and seconds. Raises as `loop.fit` does.
     """
     _check_heads(student, teacher)
     if not prompts or not config.num_steps:
@@ -248,11 +239,10 @@ def train_on_policy(
 
 def _answers(student, prompts: list[list[int]], sampling: SamplingConfig, seed: int) -> list[Row]:
     """The student's answers as rows, at temperature 1."""
-    size = sampling.num_generations
-    options = {"max_new_tokens": sampling.max_new_tokens, "eos_ids": sampling.eos_ids, "pad_id": 0}
-    written = generate(student, prompts, num_generations=size, seed=seed, **options).lists
-    asked = [prompt for prompt in prompts for _ in range(size)]
+    size, most = sampling.num_generations, sampling.max_new_tokens
+    options = {"max_new_tokens": most, "eos_ids": sampling.eos_ids, "pad_id": 0, "seed": seed}
+    written = generate(student, prompts, num_generations=size, **options).lists
+    pairs = zip([p for p in prompts for _ in range(size)], written, strict=True)
     return [
-        {"input_ids": prompt + ids, "completion_mask": [0] * len(prompt) + [1] * len(ids)}
-        for prompt, ids in zip(asked, written, strict=True)
+        {"input_ids": p + ids, "completion_mask": [0] * len(p) + [1] * len(ids)} for p, ids in pairs
     ]
