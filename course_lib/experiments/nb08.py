@@ -38,6 +38,11 @@ def _labels(amount: int) -> dict[str, dict]:
     return hard | {f"soft, {amount}": {"amount": amount}}
 
 
+def _agents(experience: int) -> dict[str, dict]:
+    own = {"amount": MOST, "experience": experience}
+    return {f"before, {experience}": own | {"num_steps": 0}, f"after, {experience}": own}
+
+
 SOFT = Experiment(
     "8.1",
     make=distill_trials.soft_student,
@@ -53,14 +58,10 @@ AGENTS = Experiment(
     "agents",
     make=distill_trials.soft_student,
     measure=distill_trials.judge,
-    live={f"{when}, {n}": {"amount": MOST, "experience": n} | own
-          for n in (25,)
-          for when, own in {"before": {"num_steps": 0}, "after": {}}.items()},
-    full={f"{when}, {n}": {"amount": MOST, "experience": n} | own
-          for n in (100, 400, 1600)
-          for when, own in {"before": {"num_steps": 0}, "after": {}}.items()},
+    live=_agents(25),
+    full=_agents(100) | _agents(400) | _agents(1600),
     skip=_lacks,
-)  # fmt: skip
+)
 WAYS = Experiment(
     "8.2",
     make=reasoners.solver_student,
@@ -84,6 +85,7 @@ OWN = Experiment(
     skip=_lacks,
 )  # fmt: skip
 
+EXPERIMENTS = (SOFT, WAYS, OWN, AGENTS)
 Rans = Mapping[str, Ran]  # by the experiment's claim
 
 
@@ -105,7 +107,7 @@ CLAIMS = [
         _gain("8.2", "right", "traces", "RL"),
     ),
     Claim(
-        *("8.2b", "and also where the teacher has to be paid for", TABLE),
+        *("8.2b", "it does so even where its teacher is paid for", TABLE),
         *("share solved, SFT on traces minus RL, equal compute of all", "> 0"),
         _gain("8.2", "right", "traces", "RL, all compute"),
     ),
@@ -116,28 +118,19 @@ CLAIMS = [
     ),
 ]
 ALSO = {
-    "points, soft minus hard labels, 400 demonstrations": (
-        "8.1",
-        "truth",
-        "soft, 400",
-        "hard, 400",
-    ),
+    "points, soft minus hard labels, 400": ("8.1", "truth", "soft, 400", "hard, 400"),
     "points, soft labels, T = 8 minus T = 1": ("8.1", "truth", "T = 8", "T = 1"),
     "points, T = 8, with T² minus without": ("8.1", "truth", "T = 8", "T = 8, no T²"),
-    "share solved, traces and then RL minus traces alone": (
-        *("8.2", "right", "traces, then RL", "traces"),
-    ),
     "share solved, RL minus before": ("8.2", "right", "RL", "before"),
+    "share solved, traces, then RL minus traces": ("8.2", "right", "traces, then RL", "traces"),
     "share solved, forward KL on own samples minus traces": (
         *("8.3", "right", "forward KL, own", "sequence level"),
     ),
-    "share solved, soft labels on traces minus traces": (
+    "share solved, soft minus hard labels on traces": (
         *("8.3", "right", "soft labels, traces", "sequence level"),
     ),
     "points, novice after minus before": ("agents", "truth", "after, 25", "before, 25"),
-    "points, most experienced after minus before": (
-        *("agents", "truth", "after, 1600", "before, 1600"),
-    ),
+    "points, veteran after minus before": ("agents", "truth", "after, 1600", "before, 1600"),
 }
 
 
@@ -145,9 +138,6 @@ def also_measured(rans: Rans) -> Table:
     """What has no verdict, with intervals."""
     rows = {words: _gain(*pair)(rans) for words, pair in ALSO.items()}
     return side_by_side({"measure": words, "": str(value)} for words, value in rows.items())
-
-
-NOVICES, ALL_AGENTS = 34, 15  # per cent more issues an hour (Generative AI at work, slide 25)
 
 
 # ---- figures of this run -----------------------------------------------------------------------
@@ -175,6 +165,13 @@ def _row(
     here = np.array([pair for pair in here if pair[1] == pair[1]])
     if len(here):
         ax.plot(*here.T, **series(order, marker="", lw=1.2))
+
+
+def _by_amount(ax: Axes, ticks: tuple[int, ...], xlabel: str) -> None:
+    ax.set(xscale="log", xlabel=xlabel, ylabel="judge score (points)")
+    ax.set_xticks(ticks, [f"{n}" for n in ticks])
+    ax.minorticks_off()
+    ax.legend()
 
 
 def tokens_figure(course: Course) -> None:
@@ -211,10 +208,7 @@ def soft_figure(course: Course) -> None:
     for order, kind in enumerate(("hard", "soft")):
         names = {f"{kind}, {n}": n for n in AMOUNTS}
         _row(left, course, "8.1", "truth", names, order=order, label=f"{kind} labels")
-    left.set(xscale="log", xlabel="demonstrations (log scale)", ylabel="judge score (points)")
-    left.set_xticks(AMOUNTS, [f"{n}" for n in AMOUNTS])
-    left.minorticks_off()
-    left.legend()
+    _by_amount(left, AMOUNTS, "demonstrations (log scale)")
     gap = [_mean(course, "8.1", f"{kind}, 25", "truth") for kind in ("soft", "hard")]
     if gap[0] > gap[1]:
         left.set_title(f"25 demonstrations: soft labels are worth {gap[0] - gap[1]:.1f} points")
@@ -228,7 +222,7 @@ def soft_figure(course: Course) -> None:
     right.legend()
     about = "Held-out prompts. The same steps on the same demonstrations, read again and again. "
     about += "Outlined: this run. Whiskers: full runs, 95%. The right panel needs a full run."
-    alt = "Left: two lines over the number of demonstrations. Right: two lines over temperature."
+    alt = "Left: two lines over the number of demonstrations. Right: marks over temperature."
     save_figure(fig, "08_soft", course=course, data="8.1", caption=about, alt=alt)
 
 
@@ -256,7 +250,7 @@ def ways_figure(course: Course) -> None:
         fig.suptitle(words, x=0.02, ha="left")
     about = "Held-out problems of one and two steps, student s. Outlined: this run; whiskers: full "
     about += "runs. Right: RL may spend what the teacher's training cost, in the full run."
-    alt = "Two panels of marks over compute. RL lies near the start; the traces lie above it."
+    alt = "Two panels of marks over compute, one a way to learn; dotted: student and teacher."
     save_figure(fig, "08_ways", course=course, data="8.2", caption=about, alt=alt)
 
 
@@ -275,11 +269,9 @@ def own_figure(course: Course) -> None:
     a, b = (_mean(course, "8.3", n, "right") for n in ("reverse KL, own", "sequence level"))
     if a > b:
         ax.set_title(f"Equal tokens: own samples bring {a:.0%}, the teacher's {b:.0%}")
-    about = (
-        "Student s from the same short start; the teacher is m, tuned on the traces. All but the "
-    )
-    about += "start have learned from as many tokens. Outlined: this run; whiskers: full runs, 95%."
-    alt = "A mark for each way: all lie above the start."
+    about = "Student s after the same short start; the teacher is m, tuned on the traces. Behind "
+    about += "it all learn from as many tokens. Outlined: this run; whiskers: full runs, 95%."
+    alt = "A mark for each way to learn, beside one for the start that they share."
     save_figure(fig, "08_own", course=course, data="8.3", caption=about, alt=alt)
 
 
@@ -289,25 +281,19 @@ def agents_figure(course: Course) -> None:
     for order, when in enumerate(("before", "after")):
         names = {f"{when}, {n}": n for n in EXPERIENCE}
         _row(left, course, "agents", "truth", names, order=order, label=when)
-    left.set(xscale="log", ylabel="judge score (points)")
-    left.set(xlabel="demonstrations read before, the agent's experience (log scale)")
-    left.set_xticks(EXPERIENCE, [f"{n}" for n in EXPERIENCE])
-    left.minorticks_off()
-    left.legend()
+    _by_amount(left, EXPERIENCE, "demonstrations read before: experience (log scale)")
     ends = {n: [_mean(course, "agents", f"{when}, {n}", "truth") for when in ("after", "before")]
             for n in (EXPERIENCE[0], EXPERIENCE[-1])}  # fmt: skip
     gains = {n: after - before for n, (after, before) in ends.items()}
     if gains[25] > gains[1600]:
         left.set_title(f"The novice gains {gains[25]:.1f} points, the veteran {gains[1600]:.1f}")
-    field = {"all agents": ALL_AGENTS, "novices": NOVICES, "most\nexperienced": 0}
+    field = {"all agents": 15, "novices": 34, "most\nexperienced": 0}  # per cent; slide 25
     bars = right.bar(list(field), list(field.values()), color=["#999999", COLORS[0], "#999999"])
     right.bar_label(bars, fmt="%+d%%")
     right.set(title="published: issues an hour", ylabel="change (%)", ylim=(0, 40))
-    about = (
-        "Left: students s, before and after the same distillation from one expert. Right: 5,172 "
-    )
+    about = "Left: students s, before and after the same distillation by one expert. Right: 5,172 "
     about += "agents with an assistant (Generative AI at work); most experienced: about nothing."
-    alt = "Left: two lines over experience, the upper one flatter. Right: bars of 15, 34 and 0."
+    alt = "Left: marks before and after, by experience. Right: bars of 15, 34 and 0 per cent."
     save_figure(fig, "08_agents", course=course, data="agents", caption=about, alt=alt)
 
 
@@ -320,4 +306,3 @@ def trl_figure(course: Course) -> None:
 
 FIGURES = (published_figure, tokens_figure, soft_figure, ways_figure, own_figure, agents_figure)
 FIGURES += (trl_figure,)
-EXPERIMENTS = (SOFT, WAYS, OWN, AGENTS)
