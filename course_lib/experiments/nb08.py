@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 AMOUNTS = (25, 100, 400)  # demonstrations
 TEMPERATURES = (1, 2, 4, 8)
+WHEN = ("before", "after")
 EXPERIENCE = (25, 100, 400, 1600)  # demonstrations that an agent has read before
 
 
@@ -153,6 +154,15 @@ def _mean(course: Course, claim: str, condition: str, measure: str) -> float:
     return float(select(_rows(course, claim), None, measure, condition)["value"].mean())
 
 
+def _ahead(course: Course, claim: str, measure: str, name: str, other: str) -> list[float]:
+    """The means of two conditions where the first is ahead over the seeds, for a title; else []."""
+    rows = select(_rows(course, claim), None, measure)
+    both = [rows[rows["condition"] == n].set_index("seed")["value"] for n in (name, other)]
+    gaps = (both[0] - both[1]).dropna()
+    sure = len(gaps) > 1 and stats.t_interval(gaps).low > 0
+    return [float(values.mean()) for values in both] if sure else []
+
+
 def _row(
     ax: Axes, course: Course, claim: str, measure: str, names: Mapping[str, float], **look: Any
 ) -> None:
@@ -165,6 +175,8 @@ def _row(
     here = np.array([pair for pair in here if pair[1] == pair[1]])
     if len(here):
         ax.plot(*here.T, **series(order, marker="", lw=1.2))
+    else:
+        ax.text(0.5, 0.5, "in the full run", transform=ax.transAxes, ha="center")
 
 
 def _by_amount(ax: Axes, ticks: tuple[int, ...], xlabel: str) -> None:
@@ -209,9 +221,8 @@ def soft_figure(course: Course) -> None:
         names = {f"{kind}, {n}": n for n in AMOUNTS}
         _row(left, course, "8.1", "truth", names, order=order, label=f"{kind} labels")
     _by_amount(left, AMOUNTS, "demonstrations (log scale)")
-    gap = [_mean(course, "8.1", f"{kind}, 25", "truth") for kind in ("soft", "hard")]
-    if gap[0] > gap[1]:
-        left.set_title(f"25 demonstrations: soft labels are worth {gap[0] - gap[1]:.1f} points")
+    if ahead := _ahead(course, "8.1", "truth", "soft, 25", "hard, 25"):
+        left.set_title(f"On 25 demonstrations soft labels gain {ahead[0] - ahead[1]:.1f} points")
     at = {t: np.log2(t) for t in TEMPERATURES}
     with_square = {f"T = {t}": x for t, x in at.items()}
     _row(right, course, "8.1", "truth", with_square, order=1, label="with T²")
@@ -234,22 +245,21 @@ def ways_figure(course: Course) -> None:
         for order, name in enumerate(names):
             where = {"distance": f"gflops {paid}", "joined": False}
             points(ax, course, "8.2", "right", name, order=order, label=name, **where)
-        for name, words in {"before": "s before", "reasoner": "the teacher, m"}.items():
-            y = _mean(course, "8.2", name, "right")
-            if y == y:
-                ax.axhline(y, color="black", lw=1, ls=":")
-                place = ax.get_yaxis_transform()
-                ax.text(0.01, y + 0.012, words, transform=place, size=9)
-        ax.set(xscale="log", ylim=(0, 1), xlabel="GFLOPs (log scale)")
+        ax.axhline(_mean(course, "8.2", "before", "right"), color="black", lw=1, ls=":")
+        ax.set(xscale="log", xlim=(100, 10_000), xlabel="GFLOPs (log scale)")
+        ax.set_xticks([100, 300, 1000, 3000, 10_000], ["100", "300", "1,000", "3,000", "10,000"])
+        ax.minorticks_off()
+    axes[0].set_ylim(0, 1.3 * axes[0].get_ylim()[1])  # shared
+    teacher = f"its teacher, m: {_mean(course, '8.2', 'reasoner', 'right'):.0%}"
+    axes[0].annotate(f"{teacher} ↑", (0.02, 0.92), xycoords="axes fraction")
     axes[0].set(title="paid: the student's own compute", ylabel="share of problems solved")
     axes[1].set(title="paid: the teacher's RL and writing, too")
     axes[1].legend(loc="upper right")
-    gap = [_mean(course, "8.2", name, "right") for name in ("traces", "RL")]
-    if gap[0] > gap[1]:
-        words = f"At equal compute the traces bring {gap[0]:.0%}, RL of its own {gap[1]:.0%}"
+    if ahead := _ahead(course, "8.2", "right", "traces", "RL"):
+        words = f"At equal compute the traces bring {ahead[0]:.0%}, RL of its own {ahead[1]:.0%}"
         fig.suptitle(words, x=0.02, ha="left")
-    about = "Held-out problems of one and two steps, student s. Outlined: this run; whiskers: full "
-    about += "runs. Right: RL may spend what the teacher's training cost, in the full run."
+    about = "Held-out problems of one and two steps, student s. Dotted: before. Outlined: this "
+    about += "run; whiskers: full runs. Right: in the full run RL may spend what the teacher cost."
     alt = "Two panels of marks over compute, one a way to learn; dotted: student and teacher."
     save_figure(fig, "08_ways", course=course, data="8.2", caption=about, alt=alt)
 
@@ -265,10 +275,10 @@ def own_figure(course: Course) -> None:
     for place, name in enumerate(here):
         points(ax, course, "8.3", "right", name, order=place, positions={0: place})
     ax.set_xticks(range(len(here)), [names[name] for name in here])
-    ax.set(ylim=(0, None), ylabel="share of problems solved", xlim=(-0.5, len(here) - 0.5))
-    a, b = (_mean(course, "8.3", n, "right") for n in ("reverse KL, own", "sequence level"))
-    if a > b:
-        ax.set_title(f"Equal tokens: own samples bring {a:.0%}, the teacher's {b:.0%}")
+    ax.set(ylim=(0, 1.3 * ax.get_ylim()[1]), xlim=(-0.5, len(here) - 0.5))
+    ax.set_ylabel("share of problems solved")
+    if ahead := _ahead(course, "8.3", "right", "reverse KL, own", "sequence level"):
+        ax.set_title(f"Equal tokens: own samples bring {ahead[0]:.0%}, traces {ahead[1]:.0%}")
     about = "Student s after the same short start; the teacher is m, tuned on the traces. Behind "
     about += "it all learn from as many tokens. Outlined: this run; whiskers: full runs, 95%."
     alt = "A mark for each way to learn, beside one for the start that they share."
@@ -278,15 +288,14 @@ def own_figure(course: Course) -> None:
 def agents_figure(course: Course) -> None:
     """What an expert's labels bring to students of different experience, and the field's figure."""
     fig, (left, right) = subplots(1, 2, figsize=(10.5, 3.7), width_ratios=(2, 1))
-    for order, when in enumerate(("before", "after")):
+    for order, when in enumerate(WHEN):
         names = {f"{when}, {n}": n for n in EXPERIENCE}
         _row(left, course, "agents", "truth", names, order=order, label=when)
     _by_amount(left, EXPERIENCE, "demonstrations read before: experience (log scale)")
-    ends = {n: [_mean(course, "agents", f"{when}, {n}", "truth") for when in ("after", "before")]
-            for n in (EXPERIENCE[0], EXPERIENCE[-1])}  # fmt: skip
-    gains = {n: after - before for n, (after, before) in ends.items()}
-    if gains[25] > gains[1600]:
-        left.set_title(f"The novice gains {gains[25]:.1f} points, the veteran {gains[1600]:.1f}")
+    ends = [_mean(course, "agents", f"{w}, {n}", "truth") for n in (25, 1600) for w in WHEN]
+    novice, veteran = ends[1] - ends[0], ends[3] - ends[2]
+    if novice > veteran:
+        left.set_title(f"The novice gains {novice:.1f} points, the veteran {veteran:.1f}")
     field = {"all agents": 15, "novices": 34, "most\nexperienced": 0}  # per cent; slide 25
     bars = right.bar(list(field), list(field.values()), color=["#999999", COLORS[0], "#999999"])
     right.bar_label(bars, fmt="%+d%%")

@@ -39,7 +39,7 @@ def published_figure(course: Course) -> None:
         left.plot(here["parameters"], here["AIME"], **series(order, label=label))
     for name in ("OpenAI-o1-mini", "Claude-3.5-Sonnet-1022", "GPT-4o-0513"):
         left.axhline(rows.loc[name, "AIME"], color="#444444", lw=1.2, ls=":")
-        left.text(76, rows.loc[name, "AIME"] + 1, name, ha="right", color="#444444", size=9)
+        left.text(1.26, rows.loc[name, "AIME"] + 1, name, color="#444444", size=9)
     left.set(xscale="log", xlabel="parameters of the student, billions (log scale)", xlim=(1.2, 80))
     left.set_xticks([1.5, 7, 14, 32, 70], ["1.5", "7", "14", "32", "70"])
     left.minorticks_off()

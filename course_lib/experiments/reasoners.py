@@ -41,8 +41,8 @@ PROBLEMS, HELD_OUT = 1000, 240  # of training, and of the test
 NUM_PROMPTS, NUM_SOLUTIONS = 32, 8  # of an update of GRPO
 UPDATES, REASONER = 30, 20  # of the student, and of its teacher, which is then at its best
 RATE = 2e-4
-TRACING = {"learning_rate": 2e-3, "batch_size": 8, "alpha": 0.0, "temperature": 1.0}
-START, TEACHER = 100, 150  # steps on traces of a student before it goes on, and of its teacher
+TRACING = {"learning_rate": 1e-3, "batch_size": 16, "alpha": 0.0, "temperature": 1.0}
+START, TEACHER = 100, 100  # steps on traces of a student before it goes on, and of its teacher
 TRACED = 4  # solutions of each training problem that the reasoner writes down
 TRIES = 4  # solutions of each held-out problem
 TRACES = ROOT / "data" / "results" / "08_traces.json"
@@ -271,8 +271,7 @@ def own_student(
     start = on_traces(course, student_of(course), seed, START, progress=progress)
     if not kind:
         return start
-    like = {"learning_rate": 1e-3, "progress": progress}
-    teacher = on_traces(course, course.model("base"), seed, TEACHER, **like)
+    teacher = on_traces(course, course.model("base"), seed, TEACHER, progress=progress)
     if kind in ("reverse", "forward"):
         distance = distance if kind == "reverse" else distill.divergence
         return on_policy(course, start, teacher, seed, steps, distance, progress)
@@ -295,7 +294,8 @@ def solve(course: Course, folder: str, name: str, seed: int, settings: Any, by: 
     pairs = zip(writer.problems, texts, strict=True)
     values = {"right": np.array([[verify_answer(p, t) for t in row] for p, row in pairs], float)}
     paid = traces(course, seed)["flops"] if settings.get("share") else 0.0
-    for measure, flops in {"own": spent(folder), "all": spent(folder) + paid}.items():
+    costs = {"own": spent(folder), "all": spent(folder) + paid} if "kind" not in settings else {}
+    for measure, flops in costs.items():
         values[f"gflops {measure}"] = np.full(len(texts), flops / 1e9)
     return Items(values, [{"prompt": p.text} for p in writer.problems], texts)
 
