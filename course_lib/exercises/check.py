@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from course_lib import CourseError
-from course_lib.exercises import nb01, nb02, nb03, nb04, nb05, nb06, nb10
+from course_lib.exercises import nb01, nb02, nb03, nb04, nb05, nb06, nb08, nb10
 from course_lib.exercises.exercise import Exercise
 
 SEED = 20  # of the random inputs, the same for the reference, the mistakes and the student
@@ -50,7 +50,7 @@ def find(name: str) -> Exercise:
 
 def all_exercises() -> dict[str, Exercise]:
     """The exercises of all notebooks by name, in the order of the notebooks."""
-    notebooks = (nb01, nb02, nb03, nb04, nb05, nb06, nb10)
+    notebooks = (nb01, nb02, nb03, nb04, nb05, nb06, nb08, nb10)
     return {name: found for book in notebooks for name, found in book.EXERCISES.items()}
 
 

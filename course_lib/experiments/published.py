@@ -1,0 +1,59 @@
+"""Published numbers redrawn: Table 5 of DeepSeek-R1."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from course_lib.kit.figures import COLORS, save_figure, series, subplots
+
+if TYPE_CHECKING:
+    from course_lib.kit.course import Course
+
+# Table 5 of DeepSeek-R1 (arXiv:2501.12948): AIME 2024 pass@1 and cons@64, MATH-500, GPQA Diamond,
+# LiveCodeBench (pass@1, per cent), CodeForces rating; billions of parameters where they are known.
+TABLE_5 = {
+    "GPT-4o-0513": (None, 9.3, 13.4, 74.6, 49.9, 32.9, 759),
+    "Claude-3.5-Sonnet-1022": (None, 16.0, 26.7, 78.3, 65.0, 38.9, 717),
+    "OpenAI-o1-mini": (None, 63.6, 80.0, 90.0, 60.0, 53.8, 1820),
+    "QwQ-32B-Preview": (32, 50.0, 60.0, 90.6, 54.5, 41.9, 1316),
+    "R1-Distill-Qwen-1.5B": (1.5, 28.9, 52.7, 83.9, 33.8, 16.9, 954),
+    "R1-Distill-Qwen-7B": (7, 55.5, 83.3, 92.8, 49.1, 37.6, 1189),
+    "R1-Distill-Qwen-14B": (14, 69.7, 80.0, 93.9, 59.1, 53.1, 1481),
+    "R1-Distill-Qwen-32B": (32, 72.6, 83.3, 94.3, 62.1, 57.2, 1691),
+    "R1-Distill-Llama-8B": (8, 50.4, 80.0, 89.1, 49.0, 39.6, 1205),
+    "R1-Distill-Llama-70B": (70, 70.0, 86.7, 94.5, 65.2, 57.5, 1633),
+}
+RL_32B = 47.0  # AIME pass@1 of Qwen-32B after RL of its own, by the same paper
+
+
+def published_figure(course: Course) -> None:
+    """Table 5 at a glance: distilled models by size, beside models that were not distilled."""
+    names = ("parameters", "AIME", "cons@64", "MATH-500", "GPQA", "LiveCodeBench", "CodeForces")
+    rows = pd.DataFrame.from_dict(TABLE_5, "index", columns=names).rename_axis("model")
+    fig, (left, right) = subplots(1, 2, figsize=(10.5, 4), width_ratios=(3, 1.3), sharey=True)
+    for order, family in enumerate(("Qwen", "Llama")):
+        here = rows[rows.index.str.startswith(f"R1-Distill-{family}")]
+        label = f"{family}, distilled from R1"
+        left.plot(here["parameters"], here["AIME"], **series(order, label=label))
+    for name in ("OpenAI-o1-mini", "Claude-3.5-Sonnet-1022", "GPT-4o-0513"):
+        left.axhline(rows.loc[name, "AIME"], color="#444444", lw=1.2, ls=":")
+        left.text(1.26, rows.loc[name, "AIME"] + 1, name, color="#444444", size=9)
+    left.set(xscale="log", xlabel="parameters of the student, billions (log scale)", xlim=(1.2, 80))
+    left.set_xticks([1.5, 7, 14, 32, 70], ["1.5", "7", "14", "32", "70"])
+    left.minorticks_off()
+    left.set(ylabel="AIME 2024 solved, pass@1 (%)", ylim=(0, 80))
+    left.set_title("A distilled 1.5B beats GPT-4o; a distilled 32B beats o1-mini")
+    left.legend(loc="lower right", bbox_to_anchor=(1, 0.24))
+    three = {"RL on\nthe 32B": RL_32B, "QwQ\nPreview": 50.0, "distilled\nfrom R1": 72.6}
+    bars = right.bar(list(three), list(three.values()), color=["#999999", "#999999", COLORS[0]])
+    right.bar_label(bars, fmt="%.0f")
+    right.set_title("One size, 32B: three ways")
+    about = (
+        "Published numbers: DeepSeek-R1, Table 5 and section 4.1. The figure's data hold all six "
+    )
+    about += "benchmarks of the ten models."
+    alt = "Left: AIME against size rises from 29% at 1.5B to 73% at 32B, above the line of GPT-4o "
+    alt += "throughout. Right: three bars, 47 for RL, 50 for QwQ, 73 distilled."
+    save_figure(fig, "08_published", course=course, data=rows.reset_index(), caption=about, alt=alt)
