@@ -52,7 +52,7 @@ def demonstrations(course: Course, tokenizer: Any, amount: int, seed: int) -> li
 def soft_config(course: Course, seed: int, **changes: Any) -> DistillConfig:
     """The settings of a student of the instruct model: hard and soft labels share them."""
     settings = {"learning_rate": 1e-3, "num_steps": 200, "batch_size": 4, "seed": seed}
-    settings |= {"alpha": 0.9, "temperature": 1.0}
+    settings |= {"alpha": 1.0, "temperature": 1.0}
     return DistillConfig(**settings | changes)
 
 
