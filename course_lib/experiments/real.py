@@ -196,7 +196,8 @@ def table(notebook: str, claim: str, *measures: str, only: Sequence[str] = ()) -
     x = [f"{x:g}" if isinstance(x, float) else x for x in rows["x"]]
     found = rows.assign(x=x).pivot_table("value", ["condition", "x"], "measure", sort=False)
     return side_by_side(
-        {"": name, "at": x} | {m: float(row[m]) for m in measures or found}
+        {"": name, "at": x}
+        | {m: float(row[m]) if row[m] == row[m] else "" for m in measures or found}
         for (name, x), row in found.iterrows()
     )
 
