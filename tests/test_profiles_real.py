@@ -258,7 +258,8 @@ def test_notebooks_run_under_the_profile(
     assert {row["profile"] for row in rows} == {profile}
     for path in notebooks:
         executed(tmp_path, path)
-        assert any(int(row["id"].split(".")[0]) == int(path.name[:2]) for row in rows)
+        claimed = any(int(row["id"].split(".")[0]) == int(path.name[:2]) for row in rows)
+        assert claimed or path.name.startswith("08")  # whose claims all need a second model
 
 
 def test_the_tiny_models_are_of_the_profiles_architectures(model_folders):

@@ -25,7 +25,7 @@ from course_lib.experiments.recipes import (
     policy_of,
 )
 from course_lib.experiments.records import chosen
-from course_lib.inputs.rows import instruction_rows, prompt_rows, scorer
+from course_lib.inputs.rows import instruction_rows, num_demonstrations, prompt_rows, scorer
 
 if TYPE_CHECKING:
     from course_lib.kit.course import Course
@@ -43,7 +43,8 @@ def without_square(student, teacher, labels, mask, alpha, temperature) -> torch.
 
 def demonstrations(course: Course, tokenizer: Any, amount: int, seed: int) -> list[chat.Row]:
     """The first `amount` demonstrations of the seed's list, rendered."""
-    rows = instruction_rows(course, 4 * MOST, seed=seed)[:amount]
+    most = num_demonstrations(course, 4 * MOST, "train")
+    rows = instruction_rows(course, most, seed=seed)[:amount]
     rows = [chat.render_chat(tokenizer, row["messages"]) for row in rows]
     rows = [{name: ids[: course.context] for name, ids in row.items()} for row in rows]
     return [row for row in rows if any(row["completion_mask"][1:])]
@@ -94,7 +95,7 @@ def soft_student(
 def judge(course: Course, folder: str, name: str, seed: int, settings: Any, by: Any) -> Items:
     """The judge's points for the answers to held-out prompts, (prompts, tries)."""
     model, tokenizer = load(course, folder)
-    rows = prompt_rows(course, "test", PROMPTS, 8)
+    rows = prompt_rows(course, "test", num_demonstrations(course, PROMPTS, "test"), 8)
     options = SAMPLING | {"temperature": TEMPERATURE, "seed": seed, "num_generations": TRIES}
     many = [row for row in rows for _ in range(TRIES)]
     found = chat.ask(model, tokenizer, [row["prompt"] for row in rows], **options)
@@ -131,6 +132,8 @@ def record_tokens(course: Course, teacher: str, seed: int, n: int = 14) -> None:
 
 def answers_table(course: Course, ran: Ran, n: int = 2) -> list[dict[str, str]]:
     """Answers of the students with hard and with soft labels: prompts of the median gain."""
+    if "hard, 25" in ran.missing:
+        return [{"students": ran.missing["hard, 25"]}]
     hard, soft = (ran.items[f"{kind}, 25"][course.seed] for kind in ("hard", "soft"))
     gains = soft.values["truth"].mean(1) - hard.values["truth"].mean(1)
     rows = []
