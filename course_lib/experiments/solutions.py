@@ -116,18 +116,13 @@ def reader_of(course: Course, role: str = "base") -> Reader:
 
 
 def sampled(
-    course: Course,
-    model: str,
-    problems: Sequence[Problem],
-    n: int,
-    seed: int,
-    *,
-    asked: bool = False,
-    temperature: float = 1.0,
+    course: Course, model: str, problems: Sequence[Problem], n: int, seed: int, **how: Any
 ) -> list[list[list[int]]]:
-    """`n` solutions of each problem as ids, each up to its answer."""
-    options = {"asked": asked, "temperature": temperature}
-    return read_json(_sampled(course, model, problems, n, seed, **options) / "ids.json")
+    """`n` solutions of each problem as ids, each up to its answer.
+
+    `how`: `asked` of an instruct model, else gone on with; `temperature`, 1 unless it is given.
+    """
+    return read_json(_sampled(course, model, problems, n, seed, **how) / "ids.json")
 
 
 def _sampled(
