@@ -47,6 +47,29 @@ def test_problems_are_solved_once(tmp_path, monkeypatch):
     assert table["value"].sum() == 4 + 4 + 2
 
 
+def test_it_learns_from_its_own_right_solutions(tmp_path, monkeypatch):
+    monkeypatch.setattr(real, "OWN", {"taught": 10, "tested": 3, "steps": 1, "solutions": 2})
+    monkeypatch.setattr(real, "LEARNING", {"num_steps": 2, "batch_size": 2})
+    monkeypatch.setattr(real, "SAMPLING", real.SAMPLING | {"max_new_tokens": 4})
+    right = []
+
+    def odd(text):  # in place of an answer that is right
+        right.append(len(text) % 2)
+        return right[-1]
+
+    monkeypatch.setattr(real, "read_number", odd)
+    asked = lambda n, *_: [Question(f"{i} and 2?", 1) for i in range(n)]  # noqa: E731
+    monkeypatch.setattr(real, "problem_set", asked)
+    made = course("08", tmp_path, monkeypatch)
+    found = real.run_own_solutions(made)
+    counts = found["settings"]
+    assert 0 < counts["right ones"] == sum(right[: counts["distinct solutions"]]) < 20
+    models = ["before", "own right solutions", "own solutions, unchecked"]
+    rows = made.results.frame("own", "one sample")
+    assert list(rows["condition"]) == models and rows["value"].between(0, 1).all()
+    assert [list(row) for row in found["texts"]] == [["problem", *models]] * 3
+
+
 def test_a_vote_and_pass_at_k_by_hand():
     problems = [Question("a", 4), Question("b", 6)]
     found = real.accuracy(problems, [["#### 4"] * 4, ["5", "6", "6 or so: 6", "#### 5"]])
@@ -55,7 +78,7 @@ def test_a_vote_and_pass_at_k_by_hand():
     assert real.accuracy(problems, [["none"] * 2, ["none"] * 2])["no answer"] == 1
 
 
-@pytest.mark.parametrize("notebook", ["06", "10"])
+@pytest.mark.parametrize("notebook", ["06", "08", "10"])
 def test_what_is_committed_is_whole(notebook):
     rows = committed(notebook, "laptop")
     assert len(rows) and np.isfinite(rows["value"]).all()

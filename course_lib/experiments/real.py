@@ -1,33 +1,36 @@
-"""What SmolLM2-135M-Instruct did with the survey of notebook 10 and the problems of notebook 06.
+"""What SmolLM2-135M-Instruct did with notebook 10's survey and the problems of 06 and 08.
 
 `python -m course_lib.experiments.real 10` measures it again and writes `data/results/10_laptop.csv`
 (tidy rows) and `10_laptop.json` (model, settings, seconds, machine, texts), which the notebook
-shows; with 06 likewise. One seed, no claim. Cut off, 06 goes on with the problems that are left.
+shows; with 06 and 08 likewise. One seed, no claim. Cut off, 06 and 08 go on with what is left.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from course_lib import ROOT
-from course_lib.algorithms import chat, population, search
+from course_lib.algorithms import chat, population, search, sft
 from course_lib.algorithms.evaluate import pass_at_k
 from course_lib.core.cache import read_json, stage, write_text
 from course_lib.core.machine import describe, peak_memory_gb
 from course_lib.experiments import recipes, solutions, survey_bench
 from course_lib.experiments.experiment import Experiment, run
 from course_lib.inputs.gsm8k import gsm8k, read_number
+from course_lib.inputs.models import add_lora
 from course_lib.inputs.smollm2 import GGUF, PACKAGE, SHA256, get_smollm2
 from course_lib.kit.course import setup
 from course_lib.kit.results import Results, committed, select
 from course_lib.kit.tables import Table, side_by_side
-from course_lib.world.problems import verify_answer
+from course_lib.world.problems import Problem, problem_set, verify_answer
 
 if TYPE_CHECKING:
     from course_lib.experiments.survey_bench import Bench
@@ -118,13 +121,18 @@ def solve(
     return [texts[i : i + n] for i in range(0, len(texts), n)]
 
 
-def samples(course: Course, model: Any, tokenizer: Any, problem: Any, i: int) -> dict[str, Any]:
-    """The solutions of problem `i` as "texts", and the "seconds" of one core that they took."""
-    settings = SAMPLING | {"n": NUM_SAMPLES, "seed": 1000 * course.seed + i, "ask": ASK}
-    with stage("real-solutions", settings, [course.model("instruct"), [problem.text]]) as entry:
+def samples(
+    course: Course, folder: str, loaded: Any, problems: Sequence[Any], n: int, seed: int
+) -> dict[str, Any]:
+    """`n` solutions of some problems as "texts", and the "seconds" of one core that they took.
+
+    By the model of a folder, which is `loaded` with its tokenizer.
+    """
+    settings = SAMPLING | {"n": n, "seed": seed, "ask": ASK}
+    with stage("real-solutions", settings, [folder, [p.text for p in problems]]) as entry:
         if entry.new:
             start = time.process_time()
-            texts = solve(model, tokenizer, [problem], NUM_SAMPLES, settings["seed"])[0]
+            texts = solve(*loaded, problems, n, settings["seed"])
             spent = round(time.process_time() - start, 1)
             entry.write("texts.json", {"texts": texts, "seconds": spent})
     return read_json(entry.folder / "texts.json")
@@ -148,14 +156,17 @@ def accuracy(problems: Sequence[Any], solved: Sequence[Sequence[str]]) -> dict[s
 def run_problems(course: Course) -> dict[str, Any]:
     """Solutions of the world's problems by their steps, and of GSM8K's; settings and texts."""
     shown, seconds = [], 0.0
-    model, tokenizer = recipes.load(course, course.model("instruct"))
+    start = course.model("instruct")
+    loaded = recipes.load(course, start)
     sets = {
         "world": solutions.held_out(NUM_PROBLEMS["world"]),
         "GSM8K": gsm8k(NUM_PROBLEMS["GSM8K"]),
     }
     for name, problems in sets.items():
-        kept = [samples(course, model, tokenizer, p, i) for i, p in enumerate(problems)]
-        solved, seconds = [k["texts"] for k in kept], seconds + sum(k["seconds"] for k in kept)
+        seeds = 1000 * course.seed + np.arange(len(problems))
+        each = zip(problems, seeds.tolist(), strict=True)
+        kept = [samples(course, start, loaded, [p], NUM_SAMPLES, seed) for p, seed in each]
+        solved, seconds = [k["texts"][0] for k in kept], seconds + sum(k["seconds"] for k in kept)
         kinds = [len(p.steps) if name == "world" else "all" for p in problems]
         for kind in dict.fromkeys([*sorted(set(kinds)), "all"]):
             here = [i for i, each in enumerate(kinds) if kind in (each, "all")]
@@ -184,6 +195,65 @@ def _most_solved(rows: Sequence[tuple[Any, Sequence[str]]]) -> dict[str, Any]:
         row["of the majority"] = texts[answers.index(search.majority(answers))]
         found.append(row | {"the first right one": right[0] if right else ""})
     return max(found, key=lambda row: row["right"])
+
+
+# ---- notebook 08: its own right solutions ------------------------------------------------------
+
+OWN = {"taught": 64, "tested": 24, "steps": 1, "solutions": 8}  # problems, and samples of each
+LEARNING = {"num_steps": 40, "batch_size": 4, "gradient_checkpointing": False}
+BLOCK = 8  # problems that are solved together
+
+
+def solved(course: Course, folder: str, problems: Sequence[Problem], n: int) -> list[list[str]]:
+    """`n` solutions of each problem by the model of a folder, as texts: (P, n)."""
+    loaded, found = recipes.load(course, folder), []
+    for i in range(0, len(problems), BLOCK):
+        found += samples(course, folder, loaded, problems[i : i + BLOCK], n, i)["texts"]
+        print(f"{len(found)} of {len(problems)} problems", flush=True)
+    return found
+
+
+def tuned_on(course: Course, pairs: Sequence[tuple[Problem, str]]) -> str:
+    """The folder of the model after LoRA on (problem, solution)."""
+    start = course.model("instruct")
+    config = recipes.sft_config(course, start, lora=True, seed=course.seed, **LEARNING)
+    asked = [f"{problem.text}\n{ASK}" for problem, _ in pairs]
+    with stage("own-solutions", config, [start, asked, [text for _, text in pairs]]) as entry:
+        if entry.new:
+            torch.manual_seed(course.seed)  # of LoRA's matrices
+            model, tokenizer = recipes.load(course, start)
+            talks = [
+                [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
+                for question, (_, text) in zip(asked, pairs, strict=True)
+            ]
+            rows = [chat.render_chat(tokenizer, talk) for talk in talks]
+            model = add_lora(model, r=recipes.LORA_RANK)
+            recipes.keep(entry, model, tokenizer, sft.train_sft(model, rows, config, _log))
+    return str(entry.folder)
+
+
+def run_own_solutions(course: Course) -> dict[str, Any]:
+    """LoRA on its own right solutions, and on as many that nobody has checked."""
+    start, n, steps = course.model("instruct"), OWN["solutions"], (OWN["steps"],)
+    taught = problem_set(OWN["taught"], 300 + course.seed, steps, "train")
+    tested = problem_set(OWN["tested"], 8, steps, "test")
+    written = zip(taught, solved(course, start, taught, n), strict=True)
+    pairs = [(problem, text) for problem, row in written for text in dict.fromkeys(row)]
+    right = [(problem, text) for problem, text in pairs if read_number(text) == problem.answer]
+    unchecked = random.Random(course.seed).sample(pairs, len(right))
+    models = {"before": start, "own right solutions": tuned_on(course, right)}
+    models["own solutions, unchecked"] = tuned_on(course, unchecked)
+    texts: list[dict[str, str]] = [{"problem": problem.text} for problem in tested[:3]]
+    for name, folder in models.items():
+        found = solved(course, folder, tested, n)
+        measures = accuracy(tested, found)
+        measures["words"] = np.mean([len(text.split()) for row in found for text in row])
+        for measure, value in measures.items():
+            course.results.add("own", name, 0, course.seed, measure, value)
+        for row, written in zip(texts, found, strict=False):
+            row[name] = written[0]
+    counts = {"distinct solutions": len(pairs), "right ones": len(right)}
+    return {"settings": OWN | LEARNING | SAMPLING | counts, "texts": texts}
 
 
 # ---- what the notebooks show -------------------------------------------------------------------
@@ -217,7 +287,7 @@ def _log(row: dict[str, Any]) -> None:
     print({name: round(value, 3) for name, value in row.items()}, flush=True)
 
 
-RUNS = {"06": run_problems, "10": run_survey}
+RUNS = {"06": run_problems, "08": run_own_solutions, "10": run_survey}
 
 
 def main(notebook: str) -> None:
