@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from course_lib.algorithms import population
-from course_lib.experiments import nb10, survey_bench
+from course_lib.experiments import nb10, published, survey_bench
 from course_lib.experiments.experiment import Claim, Missing, decide, run
 from course_lib.kit.course import setup
 from course_lib.kit.results import select
@@ -68,6 +68,11 @@ def test_a_closer_look(pocket):
     course, ran, bench = pocket
     survey_bench.record_figures(course, ran, bench)
     assert len(survey_bench.median_people(ran, bench)) == 4
+    beside = repr(published.beside_paper(course))
+    said = {name: ran.items[name][0].whole["answers"][0.0] for name in ("LoRA", "QLoRA")}
+    first = bench.phases()["initial"]
+    alike = population.spearman(*(levels[first] for levels in said.values()))
+    assert "paper, 70B, QLoRA" in beside and f"QLoRA, initial: {alike:.3f}" in beside
     as_it_is, swapped = survey_bench.under_other_names(ran, bench)
     assert swapped["KL of the population"] == pytest.approx(
         as_it_is["KL of the population"], abs=0.2

@@ -1,12 +1,17 @@
-"""Published numbers redrawn: Table 5 of DeepSeek-R1."""
+"""Published numbers: Table 5 of DeepSeek-R1 redrawn; and the paper of notebook 10 beside ours."""
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
+from course_lib.algorithms.population import spearman
 from course_lib.kit.figures import COLORS, save_figure, series, subplots
+from course_lib.kit.results import select
+from course_lib.kit.tables import Table, side_by_side
 
 if TYPE_CHECKING:
     from course_lib.kit.course import Course
@@ -57,3 +62,39 @@ def published_figure(course: Course) -> None:
     alt = "Left: AIME against size rises from 29% at 1.5B to 73% at 32B, above the line of GPT-4o "
     alt += "throughout. Right: three bars, 47 for RL, 50 for QwQ, 73 distilled."
     save_figure(fig, "08_published", course=course, data=rows.reset_index(), caption=about, alt=alt)
+
+
+# arXiv:2403.20252, Llama-2-chat: KL in nats with ten bins and RMSE in points of 100, of initial
+# answers and of those after a sentence; the last number is Spearman's correlation of the greedy
+# answers of LoRA and QLoRA, in the same order.
+SURVEYED = {
+    "7B, QLoRA, t = 1": (0.063, 37.9, 0.026, 37.4),
+    "13B, QLoRA, t = 1": (0.046, 38.0, 0.025, 37.0),
+    "70B, QLoRA, t = 1": (0.042, 37.8, 0.019, 37.3),
+    "7B, QLoRA, greedy": (0.694, 31.3, 0.628, 33.7),
+    "7B, LoRA, greedy": (0.670, 31.6, 0.673, 33.1),
+}
+ALIKE = (0.90, 0.81)
+
+
+def beside_paper(course: Course) -> Table:
+    """KL, RMSE and LoRA's likeness to QLoRA in the paper, and in this run."""
+    names = ("KL, initial", "RMSE, initial", "KL, after a sentence", "RMSE, after a sentence")
+    alike = ("Spearman, LoRA with QLoRA, initial", "and after a sentence")
+    rows = [
+        {"": f"paper, {name}"} | dict(zip(names, each, strict=True))
+        for name, each in SURVEYED.items()
+    ]
+    rows[-1] |= dict(zip(alike, ALIKE, strict=True))
+    own, scatter = course.results.frame("10"), course.results.frame("scatter")
+    trained = [name for name in ("QLoRA", "LoRA") if name in set(own["condition"])]
+    for t, name in product((1, 0), trained):
+        measures = [f"{m} {phase} t={t}" for phase in ("initial", "post") for m in ("kl", "rmse")]
+        means = [select(own, measure=m, condition=name)["value"].mean() for m in measures]
+        label = f"here, {name}, {'t = 1' if t else 'greedy'}"
+        rows.append({"": label} | dict(zip(names, map(float, means), strict=True)))
+    for label, phase in zip(alike, ("initial", "post"), strict=True):
+        pairs = select(scatter, measure=phase, condition="both greedy")
+        both = np.repeat(pairs["x"].to_numpy(int), pairs["value"].to_numpy(int))
+        rows[-1][label] = spearman(both // 100, both % 100) if len(both) else ""
+    return side_by_side(rows, ["", *names, *alike])
