@@ -213,9 +213,8 @@ def bias_figure(course: Course) -> None:
 
 def trl_figure(course: Course) -> None:
     """The loss of our loop and of TRL's trainer, step by step."""
-    about = "The same pairs, order and settings in our loop (wide line) and in TRL (squares)."
     alt = "Two training curves that lie on each other at every step, about log 2 at first."
-    beside_trl(course, "RewardTrainer", "8 pairs", "pair", caption=about, alt=alt)
+    beside_trl(course, "RewardTrainer", "8 pairs", "pair", alt=alt)
 
 
 FIGURES = (idea_figure, labellers_figure, ceiling_figure, calibration_figure, parts_figure)

@@ -213,9 +213,8 @@ def rates_figure(course: Course) -> None:
 
 def trl_figure(course: Course) -> None:
     """The loss of our loop and of TRL's trainer, step by step."""
-    about = "The same pairs, order and settings in our loop (wide line) and in TRL (squares)."
     alt = "Two training curves that start at log 2 and lie on each other at every step."
-    beside_trl(course, "DPOTrainer", "8 pairs", "pair", caption=about, alt=alt)
+    beside_trl(course, "DPOTrainer", "8 pairs", "pair", alt=alt)
 
 
 FIGURES = (idea_figure, bandit_figure, training_figure, after_figure, frontier_figure, rates_figure)

@@ -77,16 +77,13 @@ CLAIMS = [
         _gain("budget, 1", "budget, 0.5"),
     ),
 ]
+LIKELY = "best by likelihood, n = 64"
 ALSO = {
     "pass@64 minus majority of 64": ("pass, n = 64", "majority, n = 64"),
     "weighted minus plain majority of 64": ("weighted majority, n = 64", "majority, n = 64"),
     "best of 64 by outcome minus majority of 64": ("best by outcome, n = 64", "majority, n = 64"),
-    "best of 64 by likelihood minus majority of 64": (
-        *("best by likelihood, n = 64", "majority, n = 64"),
-    ),
-    "best of 64 by process minus by likelihood": (
-        *("best by process, n = 64", "best by likelihood, n = 64"),
-    ),
+    "best of 64 by likelihood minus majority of 64": (LIKELY, "majority, n = 64"),
+    "best of 64 by process minus by likelihood": ("best by process, n = 64", LIKELY),
     "best of 64 minus best of 4, by outcome": ("best by outcome, n = 64", "best by outcome, n = 4"),
     "beam of 16 minus best of 16, process verifier": ("beam, n = 16", "best by process, n = 16"),
     "beam of 16, exact checker minus learned": ("beam, exact checker, n = 16", "beam, n = 16"),
@@ -177,12 +174,8 @@ def _curve(rows: pd.DataFrame, condition: str) -> pd.DataFrame:
 
 def _overall(rows: pd.DataFrame, condition: str, x: float) -> float:
     """Share of all problems solved; nan where it was not measured."""
-    curve = _curve(rows, condition)
-    return (
-        float(curve.loc[x, [f"right, {k}" for k in LEVELS]] @ SHARES)
-        if x in curve.index
-        else np.nan
-    )
+    curve, shares = _curve(rows, condition), [f"right, {level}" for level in LEVELS]
+    return float(curve.loc[x, shares] @ SHARES) if x in curve.index else np.nan
 
 
 def _log_gflops(ax: Axes) -> None:
@@ -221,9 +214,8 @@ def compute_figure(course: Course) -> None:
     axes[0].set_ylabel("share of problems solved")
     one, many = (_overall(rows, "majority", n) for n in (1, 64))
     if many > one:
-        fig.suptitle(
-            f"A vote of 64 samples solves {many:.0%}, one sample {one:.0%}", x=0.02, ha="left"
-        )
+        words = f"A vote of 64 samples solves {many:.0%}, one sample {one:.0%}"
+        fig.suptitle(words, x=0.02, ha="left")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     about = "Problems solved for the operations spent on each, prompts and verifiers included, by "
     about += "the steps that they need. Lines and shades: full runs, mean and 95% over seeds. "
@@ -291,10 +283,8 @@ def budget_figure(course: Course) -> None:
         points(ax, course, "6.4", "right", name, order=order, **at)
     cut = _curve(_means(course, "6.4"), "budget")
     if len(cut) and cut["right"][1.0] > cut["right"][0.5]:
-        words = (
-            f"Half of its thoughts: {cut['right'][0.5]:.0%} solved. All: {cut['right'][1.0]:.0%}"
-        )
-        ax.set_title(words)
+        half, all_of_them = cut["right"][0.5], cut["right"][1.0]
+        ax.set_title(f"Half of its thoughts: {half:.0%} solved. All: {all_of_them:.0%}")
     ax.set(xlabel="tokens written for a problem", ylabel="share of problems solved", ylim=(0, 1.03))
     ax.legend()
     about = "The instruct model. Cut: its thoughts end after 0 to 4 quarters and the answer is "

@@ -308,9 +308,7 @@ def agents_figure(course: Course) -> None:
 
 def trl_figure(course: Course) -> None:
     """The loss of our loop and of TRL's trainer, step by step."""
-    about = "The same rows, order and settings in our loop (wide line) and in TRL (squares)."
-    alt = "Two curves that lie on each other."
-    beside_trl(course, "GKDTrainer", "4 rows", "token", caption=about, alt=alt)
+    beside_trl(course, "GKDTrainer", "4 rows", "token")
 
 
 FIGURES = (published_figure, tokens_figure, soft_figure, ways_figure, own_figure, agents_figure)

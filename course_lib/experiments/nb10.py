@@ -328,9 +328,7 @@ def laptop_figure(course: Course) -> None:
 
 def trl_figure(course: Course) -> None:
     """The loss of our loop and of TRL's trainer, step by step."""
-    about = "The same rows, order and settings in our loop (wide line) and in TRL (squares)."
-    alt = "Two curves that lie on each other."
-    beside_trl(course, "SFTTrainer", "8 rows", "rating", caption=about, alt=alt)
+    beside_trl(course, "SFTTrainer", "8 rows", "rating")
 
 
 FIGURES = (look_figure, idea_figure, learning_figure, success_figure, scatter_figure)

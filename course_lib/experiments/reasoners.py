@@ -39,8 +39,8 @@ LEVELS = (1, 2)  # steps of the problems
 MAX_TOKENS = 60  # of a solution
 PROBLEMS, HELD_OUT = 1000, 240  # of training, and of the test
 NUM_PROMPTS, NUM_SOLUTIONS = 32, 8  # of an update of GRPO
-UPDATES, REASONER = 30, 20  # of the student, and of its teacher, which is then at its best
-RATE = 2e-4
+UPDATES, REASONER = 60, 20  # of the student, and of its teacher, which is then at its best
+RATE, TRACES_RATE = 2e-4, 2e-3  # of RL, and of a student that has nothing but traces
 TRACING = {"learning_rate": 1e-3, "batch_size": 16, "alpha": 0.0, "temperature": 1.0}
 START, TEACHER = 100, 100  # steps on traces of a student before it goes on, and of its teacher
 TRACED = 4  # solutions of each training problem that the reasoner writes down
@@ -248,7 +248,8 @@ def solver_student(
     if all_compute:
         updates = int(np.ceil(UPDATES * (1 + traces(course, seed)["flops"] / usual)))
     if share:
-        folder = on_traces(course, folder, seed, flops=share * usual, progress=progress)
+        how = {"flops": share * usual, "learning_rate": TRACES_RATE, "progress": progress}
+        folder = on_traces(course, folder, seed, **how)
     return reasoner(course, start=folder, updates=updates, **more) if updates else folder
 
 

@@ -182,8 +182,10 @@ def beside_trl(course, trainer: str, each: str, unit: str, **words: str) -> None
     """The figure "trl": losses by step of our loop, a wide line, and of TRL's `trainer`, dots.
 
     A step reads `each`, the loss is per `unit`; for a "pair" a coin's loss is drawn, too. `words`
-    are caption and alt text.
+    are caption and alt text, where they differ from the usual ones.
     """
+    said = f"The same {each.split()[-1]}, order and settings in our loop (wide line) and in TRL "
+    usual = {"caption": said + "(squares).", "alt": "Two curves that lie on each other."}
     rows = course.results.frame("trl")
     wide = rows.pivot_table(index="x", columns="condition", values="value")
     fig, ax = subplots(figsize=(7, 2.8))
@@ -195,7 +197,7 @@ def beside_trl(course, trainer: str, each: str, unit: str, **words: str) -> None
         ax.set_ylim(0, None)
     ax.set(xlabel=f"step ({each} each)", ylabel=f"loss (nats per {unit})")
     ax.legend()
-    save_figure(fig, f"{course.notebook}_trl", course=course, data=rows, **words)
+    save_figure(fig, f"{course.notebook}_trl", course=course, data=rows, **usual | words)
 
 
 def save_figure(
