@@ -68,7 +68,7 @@ def test_a_closer_look(pocket):
     course, ran, bench = pocket
     survey_bench.record_figures(course, ran, bench)
     assert len(survey_bench.median_people(ran, bench)) == 4
-    beside = repr(published.beside_paper(course))
+    beside = repr(published.beside_paper(course, bench))
     said = {name: ran.items[name][0].whole["answers"][0.0] for name in ("LoRA", "QLoRA")}
     first = bench.phases()["initial"]
     alike = population.spearman(*(levels[first] for levels in said.values()))

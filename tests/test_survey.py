@@ -85,6 +85,11 @@ def test_a_wide_survey(load):
     assert survey.weights.tolist() == [1] * 12 and not survey.notes
 
 
+def test_no_item_is_always_the_first_that_is_read(load):
+    after = load().answers.query("item != ''")
+    assert set(after.groupby("person")["item"].first()) == set(WIDE["items"])
+
+
 def test_a_long_survey_holds_the_same(load):
     same(load(book=LONG), load())
     named = [row.replace(",yes,,", ",yes,start,") for row in LONG_ROWS]

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
     from course_lib.kit.course import Course
 
-PENALTY = {"alpha": 0.5, "d": 10.0}  # the paper's
+PENALTY = {"alpha": 0.5, "d": 10.0}  # ours: the paper's could not be read
 WIDTHS = (2.0, 5.0, 10.0, 20.0)
 AMOUNTS = (75, 150, 300, 600, 1200, 2400)  # of 3,236 training people
 SIZES = {"s": "small", "m": "base", "l": "large"}
+PER_PERSON = {"truth all": "per-person KL to the truth (nats)"}
 PAIR = {"rmse": "RMSE (points of 100)", "kl": "KL(people ‖ model), nats"}
 
 
@@ -106,7 +107,8 @@ def look_figure(course: Course) -> None:
         ax.set(title=f"a person at {place} of 100", xlabel="rating")
     axes[0].set(ylabel="probability")
     axes[-1].legend()
-    about = "Test people at the 10th, 50th and 90th place of 100 by their true mean rating."
+    about = "Test people at the 10th, 50th and 90th place of 100 by their true mean rating. Truth: "
+    about += "how all people with exactly these fields would answer."
     alt = "Three panels of three lines: the one after tuning follows the broad one, the truth."
     save_figure(fig, "10_look", course=course, data=rows, caption=about, alt=alt)
 
@@ -117,16 +119,18 @@ def idea_figure(course: Course) -> None:
     for order, d in enumerate((2, 5, 10)):
         left.plot(range(10), numeric_weights(10, d)[6], **series(order, label=f"d = {d}"))
     truth = np.array([0.12, 0.07, 0.09, 0.12, 0.15, 0.16, 0.12, 0.08, 0.04, 0.05])
-    right.bar(range(10), truth, 0.9, color="#cccccc", label="the person's answers")
-    for order, d in enumerate((2, 10)):
-        blurred = 0.5 * truth + 0.5 * truth @ numeric_weights(10, d, True).numpy()
-        right.plot(range(10), blurred, **series(order * 2, label=f"what the loss wants, d = {d}"))
+    right.bar(range(10), truth, 0.9, color="#cccccc", label="a person's shares")
+    kinds = {"normalised, d = 2": (2, True), "normalised, d = 10": (10, True)}
+    kinds["raw, d = 10 (trained below)"] = 10, False
+    for order, (label, kind) in enumerate(kinds.items()):
+        wanted = 0.5 * truth + 0.5 * truth @ numeric_weights(10, *kind).numpy()
+        right.plot(range(10), wanted / wanted.sum(), **series(order * 2, label=label))
     left.set(title="what level k pays where y = 6", xlabel="level k", ylabel="weight")
-    right.set(title="the penalty blurs", xlabel="level", ylabel="probability", ylim=(0, 0.24))
+    right.set(title="the penalty blurs", xlabel="level", ylabel="probability", ylim=(0, 0.27))
     left.legend()
     right.legend()
-    about = "Left: weights of the penalty. Right: what the normalised loss is smallest at."
-    alt = "Left: triangles with their tip at 6. Right: bars, and two lines flatter than these."
+    about = "Left: weights of the penalty. Right: the shares at which the loss is smallest."
+    alt = "Left: triangles with their tip at 6. Right: bars, and three lines flatter than these."
     save_figure(fig, "10_idea", course=course, data="none", caption=about, alt=alt)
 
 
@@ -137,24 +141,33 @@ def _means(course: Course, measure: str, condition: str) -> dict[str, float]:
     return {name: found["value"].mean() for name, found in rows.items() if len(found)}
 
 
+GREY, *HUES = "#8a8a8a", *COLORS
+FRONTIER = {"before": (GREY, "D"), "LoRA": (HUES[1], "s"), "QLoRA": (HUES[5], "D")}
+FRONTIER |= {f"size {s}, before": (GREY, m) for s, m in zip(SIZES, "ov^", strict=True)}
+FRONTIER |= {f"size {s}": (HUES[0], m) for s, m in zip(SIZES, "ov^", strict=True)}
+FRONTIER |= {"ridge": (HUES[2], "P"), "SVR": (HUES[2], "X"), "CatBoost": (HUES[2], "h")}
+FRONTIER |= {"marginal": (HUES[3], ">"), "random": (HUES[3], "<")}
+
+
 def frontier_figure(course: Course) -> None:
     """KL against RMSE of every model and baseline, greedy and at temperature 1."""
-    sizes = [f"size {s}{when}" for when in (", before", "") for s in SIZES]
-    names = ["before", "LoRA", "QLoRA", *sizes, "SVR", "CatBoost", "random"]
-    fig, axes = subplots(1, 2, figsize=(11, 4.4), sharey=True)
+    fig, axes = subplots(1, 2, figsize=(11, 5.2), sharey=True)
     for ax, phase in zip(axes, ("initial", "post"), strict=True):
-        for order, name in enumerate(names):
+        for name, (color, marker) in FRONTIER.items():
             found = [_means(course, f"{m} {phase} t={t}", name) for t in (0, 1) for m in PAIR]
             if not all(found):
                 continue
             ends = np.reshape([one.get("full", one.get("own")) for one in found], (2, 2))
-            ax.plot(*ends.T, **series(order, lw=0.8, mfc="white"))
-            ax.plot(*ends[:1].T, **series(order))
-            ax.annotate(name, ends[0], (6, 4 - 11 * (order % 2)), textcoords="offset points")
-        ax.set(title=f"{phase} answers", xlabel=PAIR["rmse"], yscale="log")
+            look = {"color": color, "marker": marker}
+            ax.plot(*ends.T, **look, lw=0.8, mfc="white")
+            ax.plot(*ends[:1].T, **look, linestyle="none", label=name)
+        title = {"initial": "initial answers", "post": "answers after a sentence"}[phase]
+        ax.set(title=title, xlabel=PAIR["rmse"], yscale="log")
     axes[0].set(ylabel=f"{PAIR['kl']}, log scale")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     about = "Greedy (filled), sampled (open): full runs, or else this run. Low and left is good."
-    alt = "Points joined in pairs: the open one lies lower and to the right of the filled one."
+    alt = "Points joined in pairs. Of tuned models and regressions the open one lies lower and to "
+    alt += "the right; before tuning, lower and to the left."
     save_figure(fig, "10_frontier", course=course, data="10", caption=about, alt=alt)
 
 
@@ -166,6 +179,8 @@ def _panels(
     for ax, (measure, title) in zip(axes, titles.items(), strict=True):
         draw(ax, measure)
         ax.set(title=title, xlabel=xlabel)
+        if "KL" in title and ax.get_yscale() == "linear":
+            ax.set_ylim(bottom=0)
     axes[0].legend()
     save_figure(fig, f"10_{name}", course=course, data=course.results.frame(), **words)
 
@@ -184,8 +199,14 @@ def temperature_figure(course: Course) -> None:
     """RMSE and KL against the temperature."""
     about = "All test answers by temperature; 0 is greedy. Outlined: this run; bands: full runs."
     alt = "Left: RMSE rises with the temperature. Right: KL falls."
-    draw = _curves(course, "temperature")
-    _panels(course, "temperature", PAIR, draw, "temperature t", caption=about, alt=alt)
+    curves = _curves(course, "temperature")
+
+    def draw(ax: Axes, measure: str) -> None:
+        curves(ax, measure)
+        ax.set_yscale("log" if measure == "kl" else "linear")
+
+    titles = PAIR | {"kl": f"{PAIR['kl']}, log scale"}
+    _panels(course, "temperature", titles, draw, "temperature t", caption=about, alt=alt)
 
 
 def _row(ax: Axes, course: Course, measure: str, names: Mapping, order: int, **look: Any) -> None:
@@ -207,14 +228,15 @@ def width_figure(course: Course) -> None:
         _row(ax, course, measure, {"LoRA": 0}, 6, label="without")
 
     about = "The numeric penalty by its width; at 0 the plain arm. Outlined: this run."
-    alt = "Two panels with marks for raw and normalised weights at four widths."
+    alt = "Three panels with marks for raw and normalised weights at four widths."
     titles = {"rmse all t=0": "greedy RMSE (points)", "kl all t=1": "KL at t = 1 (nats)"}
+    titles |= PER_PERSON
     _panels(course, "width", titles, draw, "slope width d, levels", caption=about, alt=alt)
 
 
 def learning_figure(course: Course) -> None:
     """Cross-entropy and greedy RMSE over the training, with and without the penalty."""
-    about = "Training answers as they are met, each new at that time, in tenths of the training."
+    about = "Training answers as they are met, in tenths of the training."
     alt = "Two curves a panel that fall and level off."
     titles = {"ce": "cross-entropy (nats)", "rmse": "greedy RMSE (points)"}
     draw = _curves(course, "learning", joined=True)
@@ -254,7 +276,8 @@ def scatter_figure(course: Course, phase: str = "initial") -> None:
     for ax, (name, (x, y)) in zip(axes, panels.items(), strict=True):
         _scatter(ax, rows, name)
         ax.set(xlabel=f"{x} (level)", ylabel=f"{y} (level)")
-    about = f"{phase.capitalize()} answers of the test people; areas are counts. Dotted: equal."
+    kind = {"initial": "Initial answers", "post": "Answers after a sentence"}[phase]
+    about = f"{kind} of the test people; areas are counts. Dotted: equal."
     alt = "Three panels of marks on a grid of levels; greedy answers use few levels."
     name = "10_scatter" if phase == "initial" else f"10_{phase}_scatter"
     save_figure(fig, name, course=course, data="scatter", caption=about, alt=alt)
@@ -267,13 +290,14 @@ def amount_figure(course: Course) -> None:
     def draw(ax: Axes, measure: str) -> None:
         _row(ax, course, measure, names, 0, label="LoRA")
         if level := _means(course, measure, "marginal"):
-            ax.axhline(next(reversed(level.values())), color="black", lw=1, ls=":")
+            height = next(reversed(level.values()))
+            ax.axhline(height, color="black", lw=1, ls=":", label="marginal")
         ax.set(xscale="log")
 
     about = "Marks by the number of people; dotted: everyone gets the population's own shares."
     alt = "Three panels of marks over the number of people, a dotted line in each."
-    titles = {"rmse all mean": "RMSE, expected value", "kl all t=1": "KL at t = 1"}
-    titles["truth all"] = "per-person KL to the truth"
+    titles = {"rmse all mean": "RMSE, expected value (points)", "kl all t=1": "KL at t = 1 (nats)"}
+    titles |= PER_PERSON
     _panels(course, "amount", titles, draw, "training people (log)", caption=about, alt=alt)
 
 
@@ -293,7 +317,8 @@ def baselines_figure(course: Course) -> None:
     axes[1].set(yscale="log")
     axes[0].legend()
     about = "The same test people for all. Outlined: this run; whiskers: full runs, 95%."
-    alt = "Marks by model: sampling has the higher RMSE and the lower KL for all of them."
+    alt = "Marks by model: for tuned models and regressions sampling has the higher RMSE and the "
+    alt += "lower KL; before tuning both are lower."
     save_figure(fig, "10_baselines", course=course, data="10", caption=about, alt=alt)
 
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from course_lib.algorithms.population import spearman
+from course_lib.algorithms.population import noise_floor, spearman
 from course_lib.kit.figures import COLORS, save_figure, series, subplots
 from course_lib.kit.results import select
 from course_lib.kit.tables import Table, side_by_side
 
 if TYPE_CHECKING:
+    from course_lib.experiments.survey_bench import Bench
     from course_lib.kit.course import Course
 
 # Table 5 of DeepSeek-R1 (arXiv:2501.12948): AIME 2024 pass@1 and cons@64, MATH-500, GPQA Diamond,
@@ -77,8 +78,8 @@ SURVEYED = {
 ALIKE = (0.90, 0.81)
 
 
-def beside_paper(course: Course) -> Table:
-    """KL, RMSE and LoRA's likeness to QLoRA in the paper, and in this run."""
+def beside_paper(course: Course, bench: Bench) -> Table:
+    """KL, RMSE and LoRA's likeness to QLoRA in the paper, and in this run; what chance leaves."""
     names = ("KL, initial", "RMSE, initial", "KL, after a sentence", "RMSE, after a sentence")
     alike = ("Spearman, LoRA with QLoRA, initial", "and after a sentence")
     rows = [
@@ -97,4 +98,12 @@ def beside_paper(course: Course) -> Table:
         pairs = select(scatter, measure=phase, condition="both greedy")
         both = np.repeat(pairs["x"].to_numpy(int), pairs["value"].to_numpy(int))
         rows[-1][label] = spearman(both // 100, both % 100) if len(both) else ""
-    return side_by_side(rows, ["", *names, *alike])
+    chance, here = {"": "KL of chance, paper"}, bench.phases()
+    asked = {"initial": 4045, "post": 20217}  # a tenth of them are tested
+    ours = {"": "KL of chance, here"}
+    for name, phase in zip(names[::2], ("initial", "post"), strict=True):
+        chance[name] = noise_floor(10, asked[phase] // 10, asked[phase] // 10)
+        if phase in here:
+            n = here[phase].sum()
+            ours[name] = noise_floor(bench.test.high - bench.test.low + 1, n, n)
+    return side_by_side([*rows, chance, ours], ["", *names, *alike])

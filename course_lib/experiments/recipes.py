@@ -480,6 +480,11 @@ def population_config(course: Course, base: str, **changes: Any) -> PopulationCo
     return PopulationConfig(**{**settings, **changes})
 
 
+def steps_for(config: population.PopulationConfig, num_rows: int) -> int:
+    """The config's steps, or fewer: few answers are not read more often than five times."""
+    return min(config.num_steps, max(1, 5 * num_rows // config.batch_size))
+
+
 def survey_model(
     course: Course,
     *,
@@ -515,8 +520,7 @@ def survey_model(
     if config.num_steps == 0:
         return start
     asked = group_rows(train) if loss in GROUP_LOSSES else training_rows(train, people, posts)
-    # Few people are not read more often than five times.
-    config.num_steps = min(config.num_steps, max(1, 5 * len(asked) // config.batch_size))
+    config.num_steps = steps_for(config, len(asked))
     settings = {"loss": loss, "options": dict(options or {}), "quantize": quantize, "lora": lora}
     if end is None:
         end = loss == "cross-entropy" and "surveyed" not in course.profile.models

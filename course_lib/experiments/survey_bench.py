@@ -304,6 +304,14 @@ def sentence_shifts(course: Course, folder: str, bench: Bench, people: int = 30)
     return [{"sentence": said[i]} | {n: float(s[i]) for n, s in shifts.items()} for i in order]
 
 
+def ranking(shifts: Sequence[Mapping[str, Any]]) -> str:
+    """How alike the order of `sentence_shifts` is to that of the planted shifts, in a sentence."""
+    if not all("planted" in row for row in shifts):
+        return "What the sentences do in truth is unknown."
+    found = population.spearman(*([row[n] for row in shifts] for n in ("expected", "planted")))
+    return f"rank correlation of expected and planted shifts, {len(shifts)} sentences: {found:.2f}"
+
+
 def as_demonstrations(rows: Sequence[dict], ids: Sequence[int], seed: int) -> list[dict]:
     """Rendered rows with the rating's token at their end, in the order of our loop, for TRL."""
     rows = [

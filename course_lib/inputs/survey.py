@@ -6,6 +6,7 @@ with it at once, `split_people` splits by person. What a survey holds: `survey_p
 
 import csv
 import io
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -115,12 +116,17 @@ def load_survey(file: str | Path, codebook: str | Path) -> Survey:
     if len(people) < LEAST:
         raise CourseError(f"{file} has {len(people)} people with an answer; expected {LEAST}.")
     answers["person"] = people.index.get_indexer(answers["person"])
+    # Of each person's answers after items the first few are read: none is always the first.
+    pairs = answers["person"].map(people.index.__getitem__) + "\n" + answers["item"]
+    drawn = pairs.map(lambda pair: zlib.crc32(pair.encode()))
+    answers["drawn"] = drawn.where(answers["item"] != "", -1)
+    answers = answers.sort_values(["person", "drawn"], kind="stable", ignore_index=True)
     weights = people.pop("").to_numpy(float) if book.weight else np.ones(len(people))
     return Survey(
         people.to_dict("records"),
         people.index.tolist(),
         weights / weights.mean(),
-        answers.sort_values("person", kind="stable", ignore_index=True),
+        answers.drop(columns="drawn"),
         *book.scale,
         book.question,
         book.about,
