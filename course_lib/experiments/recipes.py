@@ -480,7 +480,7 @@ def population_config(course: Course, base: str, **changes: Any) -> PopulationCo
     return PopulationConfig(**{**settings, **changes})
 
 
-def steps_for(config: population.PopulationConfig, num_rows: int) -> int:
+def steps_for(config: PopulationConfig, num_rows: int) -> int:
     """The config's steps, or fewer: few answers are not read more often than five times."""
     return min(config.num_steps, max(1, 5 * num_rows // config.batch_size))
 
