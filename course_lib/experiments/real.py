@@ -253,7 +253,7 @@ def run_own_solutions(course: Course) -> dict[str, Any]:
         for row, written in zip(texts, found, strict=False):
             row[name] = written[0]
     counts = {"distinct solutions": len(pairs), "right ones": len(right)}
-    return {"settings": OWN | LEARNING | SAMPLING | counts, "texts": texts}
+    return {"settings": OWN | SAMPLING | LEARNING | counts, "texts": texts}
 
 
 # ---- what the notebooks show -------------------------------------------------------------------
