@@ -68,7 +68,9 @@ def measure() -> dict[str, str]:
     rows["population: share of the variance that the fields explain"] = (
         f"{centres.var() / (centres.var() + scatter):.2f}"
     )
-    rows["population: spread of answers of people with the same fields, points"] = f"{scatter**0.5:.0f}"
+    rows["population: spread of answers of people with the same fields, points"] = (
+        f"{scatter**0.5:.0f}"
+    )
     rows["population: shares of answers at 0, 50, 100, on a ten"] = ", ".join(
         f"{share:.2f}" for share in (*rated[[0, 50, 100]], rated[::10].sum())
     )

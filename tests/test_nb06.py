@@ -109,6 +109,12 @@ def test_compute_by_difficulty_is_saved_where_easy_problems_are_easy():
     assert (levels[:40] == 4).all() and levels[40:].mean() < 2.5
     ratio = search_trials.compute_ratio(found)
     assert 0.3 < ratio.estimate < 0.7 and ratio.low < 0.7
+    for n in (1, 4, 16, 64):  # as good for the price of four: nothing is left to save
+        cheap = found.grid[0]["majority", 4].values["gflops"]
+        most = found.grid[0]["majority", 64].values["right"]
+        found.grid[0]["best by likelihood", n] = Items({"right": most, "gflops": cheap})
+    policy = search_trials.by_difficulty(found, 0)
+    assert policy.ratio > 0.95 and policy.name.startswith("best by likelihood")
     alike = searched(hard, [3] * 40)
     assert search_trials.by_difficulty(alike, 0).ratio > 0.6
 

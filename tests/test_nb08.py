@@ -61,6 +61,7 @@ def test_every_condition_of_a_full_run_is_trained_measured_and_drawn(toy, capsys
     tokens = toy.results.frame("tokens")
     assert tokens.groupby("x")["value"].sum().max() <= 1 + 1e-6 and len(tokens) == 12
     assert len(distill_trials.answers_table(toy, rans["8.1"])) == 2
+    reasoners.record_reasoner(toy)
     reasoners.record_teacher(toy)
     distill_trials.save_all(rans)
     for figure in nb08.FIGURES[:-1]:  # the last one draws what TRL's trainer did

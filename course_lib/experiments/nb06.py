@@ -23,7 +23,6 @@ from course_lib.experiments.search_trials import (
     by_difficulty,
     compute_ratio,
     matched,
-    waited,
 )
 from course_lib.kit.figures import points, save_figure, series, subplots
 from course_lib.kit.results import select
@@ -79,6 +78,7 @@ CLAIMS = [
 ]
 LIKELY = "best by likelihood, n = 64"
 ALSO = {
+    "majority of 64 minus m greedy": ("majority, n = 64", "base, greedy, n = 1"),
     "pass@64 minus majority of 64": ("pass, n = 64", "majority, n = 64"),
     "weighted minus plain majority of 64": ("weighted majority, n = 64", "majority, n = 64"),
     "best of 64 by outcome minus majority of 64": ("best by outcome, n = 64", "majority, n = 64"),
@@ -98,7 +98,6 @@ ALSO = {
 def also_measured(found: Searched) -> Table:
     """What has no verdict: shares of problems solved and a ratio, with intervals."""
     rows = {words: _gain(*pair)(found) for words, pair in ALSO.items()}
-    rows["four times wait minus fresh samples of as many tokens"] = waited(found)
     pair = "gflops", "best by process, n = 16", "beam, n = 16"
     rows["FLOPs, best of 16 over beam of 16"] = found.ran.gain(*pair, stats.ratio)
     return side_by_side({"measure": words, "": str(value)} for words, value in rows.items())
@@ -142,9 +141,28 @@ def difficulty_table(found: Searched) -> Table:
             "one sample right": float(one[level == k].mean()) if (level == k).any() else "",
             "largest majority right": float(most[level == k].mean()) if (level == k).any() else "",
             "chosen at equal accuracy": policy.chosen[k],
+            "best single strategy": f"{policy.name}: {policy.single[1]:.2f} GFLOPs a problem",
         }
         for k in range(1, 5)
     )
+
+
+def greedy_table(course: Course, problems: list[Problem], n: int = 3) -> Table:
+    """Greedy solutions of the first `n` one-step problems; how many are bare answers, by steps."""
+    easy = [p for p in problems if len(p.steps) == 1][:n]
+    rows, bare = [{"problem": p.text} for p in easy], []
+    for role in [role for role in ("base", "large") if role in course.profile.models]:
+        reader, model = solutions.reader_of(course, role), course.model(role)
+        found = solutions.sampled(course, model, problems, 1, 0, temperature=0)
+        texts = {p.text: reader.text(row[0]) for p, row in zip(problems, found, strict=True)}
+        for row, problem in zip(rows, easy, strict=True):
+            row[f"{role}, greedy"] = mark(problem, texts[problem.text])
+        for name, steps in LEVELS.items():
+            here = [texts[p.text] for p in problems if len(p.steps) in steps]
+            share = np.mean([len(sentences_of(text)) < 2 for text in here]) if here else 0.0
+            bare.append(f"{role} {name} {share:.2f}")
+    print("share of greedy solutions without a written step:", ", ".join(bare))
+    return side_by_side(rows)
 
 
 def _ends(found: Searched, seed: int) -> tuple[str, str]:
@@ -213,8 +231,10 @@ def compute_figure(course: Course) -> None:
         _log_gflops(ax)
     axes[0].set_ylabel("share of problems solved")
     one, many = (_overall(rows, "majority", n) for n in (1, 64))
+    likely = _overall(rows, "base, greedy", 1)
     if many > one:
-        words = f"A vote of 64 samples solves {many:.0%}, one sample {one:.0%}"
+        words = f"A vote of 64 samples solves {many:.0%}, one sample {one:.0%}, "
+        words += f"one greedy answer {likely:.0%}"
         fig.suptitle(words, x=0.02, ha="left")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     about = "Problems solved for the operations spent on each, prompts and verifiers included, by "
@@ -222,8 +242,8 @@ def compute_figure(course: Course) -> None:
     about += "Outlined: this run; numbers: samples. Stars: one greedy answer. Dotted: no picking "
     about += "can exceed it."
     alt = "Three panels. The share solved by a majority rises with compute, later and less the "
-    alt += "more steps there are. Lines of verifiers that pick one sample bend down "
-    alt += "at many. The beam with the exact checker lies far above."
+    alt += "more steps there are. Lines of verifiers are drawn beside it; the outcome verifier's "
+    alt += "falls where there are many samples. The beam with the exact checker lies far above."
     save_figure(fig, "06_compute", course=course, data="6", caption=about, alt=alt)
 
 
@@ -240,12 +260,19 @@ def difficulty_figure(course: Course) -> None:
     if len(path):
         path = path.sort_values("gflops")
         look = series(6, marker="", lw=3.5, linestyle="-", label="by difficulty")
-        ax.plot(path["gflops"], path["right"].cummax(), **look)
+        ax.plot(path["gflops"], path["right"], **look)
+    single = _curve(policy, "best single")
+    if len(single):
+        at = single["gflops"].mean(), single["right"].mean()
+        ax.plot(*at, "*", color="black", ms=13, zorder=6, label="best single strategy")
     ax.set(ylabel="share of problems solved", ylim=(0, 1.03))
     _log_gflops(ax)
     ax.legend(fontsize=8)
     about = "All problems. Thick: strategy and number of samples by how far the first four samples "
-    about += "agree, fitted on one half of the problems and tested on the other. Means over seeds."
+    about += (
+        "agree, fitted on one half of the problems and tested on the other. Star: the cheapest "
+    )
+    about += "single strategy that is as good as the best, chosen on the fitted half, too."
     alt = "Share solved over compute: a thick line for the policy by difficulty, thin ones for "
     alt += "the single strategies."
     save_figure(fig, "06_difficulty", course=course, data="6.2", caption=about, alt=alt)
@@ -269,7 +296,7 @@ def larger_figure(course: Course) -> None:
     ax.set(ylabel="share solved,\nm's vote minus l greedy")
     ax.legend()
     about = "Equal FLOPs in all: what the larger model's pretraining cost more, m spends on votes. "
-    about += "Far right: inference alone. Means over seeds."
+    about += "Far right: inference alone. Left end: all samples are used up. Means over seeds."
     alt = "A line for each difficulty over the ratio of tokens: all fall to the right."
     save_figure(fig, "06_larger", course=course, data="6", caption=about, alt=alt)
 
@@ -277,7 +304,11 @@ def larger_figure(course: Course) -> None:
 def budget_figure(course: Course) -> None:
     """Share solved against tokens: thoughts cut short, drawn out, or begun anew."""
     fig, ax = subplots(figsize=(7, 3.8))
-    names = {"budget": "cut, answer forced", "wait": "“wait” appended", "fresh samples": "vote"}
+    names = {
+        "budget": "cut, answer forced",
+        "wait": "“wait” appended",
+        "fresh samples": "vote, samples at t = 1",
+    }
     for order, (name, words) in enumerate(names.items()):
         at = {"distance": "tokens", "joined": True, "label": words}
         points(ax, course, "6.4", "right", name, order=order, **at)
@@ -288,10 +319,12 @@ def budget_figure(course: Course) -> None:
     ax.set(xlabel="tokens written for a problem", ylabel="share of problems solved", ylim=(0, 1.03))
     ax.legend()
     about = "The instruct model. Cut: its thoughts end after 0 to 4 quarters and the answer is "
-    about += "forced. Wait: in place of the answer, 1, 2 and 4 times. Vote: of 1 to 8 fresh "
+    about += (
+        "forced. Wait: in place of the answer, 1, 2 and 4 times; both are greedy. Vote: of 1 to 8 "
+    )
     about += "samples. Lines and shades: full runs, 95% over seeds. Outlined: this run."
-    alt = "Share solved over tokens: with more of its thoughts the model solves more; waiting and "
-    alt += "fresh samples go on from there."
+    alt = "Share solved over tokens: near zero until the thoughts are nearly whole, then high; "
+    alt += "waiting and fresh samples go on from there."
     save_figure(fig, "06_budget", course=course, data="6.4", caption=about, alt=alt)
 
 

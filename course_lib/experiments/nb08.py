@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 AMOUNTS = (25, 100, 400)  # demonstrations
 TEMPERATURES = (1, 2, 4, 8)
-WHEN = ("before", "after")
+HALF = {"amount": 25, "alpha": 0.5}  # without a hard part T² is no more than a larger rate
+WHEN = {"before": "before", "after": "after, the expert's labels", "hard": "after, hard labels"}
 EXPERIENCE = (25, 100, 400, 1600)  # demonstrations that an agent has read before
 
 
@@ -41,7 +42,8 @@ def _labels(amount: int) -> dict[str, dict]:
 
 def _agents(experience: int) -> dict[str, dict]:
     own = {"amount": MOST, "experience": experience}
-    return {f"before, {experience}": own | {"num_steps": 0}, f"after, {experience}": own}
+    found = {f"before, {experience}": own | {"num_steps": 0}, f"after, {experience}": own}
+    return found | {f"hard, {experience}": own | {"alpha": 0.0}}
 
 
 SOFT = Experiment(
@@ -50,8 +52,8 @@ SOFT = Experiment(
     measure=distill_trials.judge,
     live=_labels(25) | _labels(400),
     full=_labels(100)
-    | {f"T = {t}": {"amount": 25, "temperature": float(t)} for t in TEMPERATURES}
-    | {f"T = {t}, no T²": {"amount": 25, "temperature": float(t), "square": False}
+    | {f"T = {t}": HALF | {"temperature": float(t)} for t in TEMPERATURES}
+    | {f"T = {t}, no T²": HALF | {"temperature": float(t), "square": False}
        for t in TEMPERATURES[1:]},
     skip=_lacks,
 )  # fmt: skip
@@ -132,6 +134,7 @@ ALSO = {
     ),
     "points, novice after minus before": ("agents", "truth", "after, 25", "before, 25"),
     "points, veteran after minus before": ("agents", "truth", "after, 1600", "before, 1600"),
+    "points, novice, expert's labels minus hard ones": ("agents", "truth", "after, 25", "hard, 25"),
 }
 
 
@@ -229,7 +232,7 @@ def soft_figure(course: Course) -> None:
     without = {f"T = {t}, no T²": x for t, x in at.items()}
     _row(right, course, "8.1", "truth", without, order=2, label="without")
     right.set(xlabel="temperature T (log scale)", xticks=list(at.values()))
-    right.set(xticklabels=list(at), title="25 demonstrations, by temperature")
+    right.set(xticklabels=list(at), title="25 demonstrations, half soft labels (α = ½)")
     right.legend()
     about = "Held-out prompts. The same steps on the same demonstrations, read again and again. "
     about += "Outlined: this run. Whiskers: full runs, 95%. The right panel needs a full run."
@@ -254,6 +257,9 @@ def ways_figure(course: Course) -> None:
     axes[0].annotate(f"{teacher} ↑", (0.02, 0.92), xycoords="axes fraction")
     axes[0].set(title="paid: the student's own compute", ylabel="share of problems solved")
     axes[1].set(title="paid: the teacher's RL and writing, too")
+    if "RL, all compute" not in known(course, "8.2"):
+        place = {"transform": axes[1].transAxes, "ha": "center"}
+        axes[1].text(0.5, 0.08, "RL at the same cost: in the full run", **place)
     axes[1].legend(loc="upper right")
     if ahead := _ahead(course, "8.2", "right", "traces", "RL"):
         words = f"At equal compute the traces bring {ahead[0]:.0%}, RL of its own {ahead[1]:.0%}"
@@ -279,6 +285,8 @@ def own_figure(course: Course) -> None:
     ax.set_ylabel("share of problems solved")
     if ahead := _ahead(course, "8.3", "right", "reverse KL, own", "sequence level"):
         ax.set_title(f"Equal tokens: own samples bring {ahead[0]:.0%}, traces {ahead[1]:.0%}")
+    teacher = _mean(course, "8.3", "teacher", "right")
+    ax.annotate(f"their teacher: {teacher:.0%} ↑", (0.02, 0.92), xycoords="axes fraction")
     about = "Student s after the same short start; the teacher is m, tuned on the traces. Behind "
     about += "it all learn from as many tokens. Outlined: this run; whiskers: full runs, 95%."
     alt = "A mark for each way to learn, beside one for the start that they share."
@@ -288,11 +296,15 @@ def own_figure(course: Course) -> None:
 def agents_figure(course: Course) -> None:
     """What an expert's labels bring to students of different experience, and the field's figure."""
     fig, (left, right) = subplots(1, 2, figsize=(10.5, 3.7), width_ratios=(2, 1))
-    for order, when in enumerate(WHEN):
+    for order, (when, label) in enumerate(WHEN.items()):
         names = {f"{when}, {n}": n for n in EXPERIENCE}
-        _row(left, course, "agents", "truth", names, order=order, label=when)
+        _row(left, course, "agents", "truth", names, order=order, label=label)
     _by_amount(left, EXPERIENCE, "demonstrations read before: experience (log scale)")
-    ends = [_mean(course, "agents", f"{w}, {n}", "truth") for n in (25, 1600) for w in WHEN]
+    ends = [
+        _mean(course, "agents", f"{w}, {n}", "truth")
+        for n in (25, 1600)
+        for w in ("before", "after")
+    ]
     novice, veteran = ends[1] - ends[0], ends[3] - ends[2]
     if novice > veteran:
         left.set_title(f"The novice gains {novice:.1f} points, the veteran {veteran:.1f}")
@@ -300,8 +312,10 @@ def agents_figure(course: Course) -> None:
     bars = right.bar(list(field), list(field.values()), color=["#999999", COLORS[0], "#999999"])
     right.bar_label(bars, fmt="%+d%%")
     right.set(title="published: issues an hour", ylabel="change (%)", ylim=(0, 40))
-    about = "Left: students s, before and after the same distillation by one expert. Right: 5,172 "
-    about += "agents with an assistant (Generative AI at work); most experienced: about nothing."
+    about = (
+        "Left: students s, before and after 400 demonstrations with one expert's labels, or with "
+    )
+    about += "hard ones. Right: agents with an assistant, as on slide 25 (Generative AI at work)."
     alt = "Left: marks before and after, by experience. Right: bars of 15, 34 and 0 per cent."
     save_figure(fig, "08_agents", course=course, data="agents", caption=about, alt=alt)
 

@@ -50,12 +50,12 @@ def published_figure(course: Course) -> None:
     left.set_xticks([1.5, 7, 14, 32, 70], ["1.5", "7", "14", "32", "70"])
     left.minorticks_off()
     left.set(ylabel="AIME 2024 solved, pass@1 (%)", ylim=(0, 80))
-    left.set_title("A distilled 1.5B beats GPT-4o; a distilled 32B beats o1-mini")
+    left.set_title("On AIME a distilled 1.5B beats GPT-4o, a distilled 32B o1-mini")
     left.legend(loc="lower right", bbox_to_anchor=(1, 0.24))
     three = {"RL on\nthe 32B": RL_32B, "QwQ\nPreview": 50.0, "distilled\nfrom R1": 72.6}
     bars = right.bar(list(three), list(three.values()), color=["#999999", "#999999", COLORS[0]])
     right.bar_label(bars, fmt="%.0f")
-    right.set_title("One size, 32B: three ways")
+    right.set_title("32B: two ways, and QwQ")
     about = (
         "Published numbers: DeepSeek-R1, Table 5 and section 4.1. The figure's data hold all six "
     )

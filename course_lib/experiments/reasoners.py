@@ -253,6 +253,11 @@ def solver_student(
     return reasoner(course, start=folder, updates=updates, **more) if updates else folder
 
 
+def teacher_of(course: Course, seed: int, progress: Progress | None = None) -> str:
+    """The folder of the teacher of `own_student`: the base model, tuned on the traces."""
+    return on_traces(course, course.model("base"), seed, TEACHER, progress=progress)
+
+
 def own_student(
     course: Course,
     *,
@@ -272,7 +277,7 @@ def own_student(
     start = on_traces(course, student_of(course), seed, START, progress=progress)
     if not kind:
         return start
-    teacher = on_traces(course, course.model("base"), seed, TEACHER, progress=progress)
+    teacher = teacher_of(course, seed, progress)
     if kind in ("reverse", "forward"):
         distance = distance if kind == "reverse" else distill.divergence
         return on_policy(course, start, teacher, seed, steps, distance, progress)
@@ -301,7 +306,14 @@ def solve(course: Course, folder: str, name: str, seed: int, settings: Any, by: 
     return Items(values, [{"prompt": p.text} for p in writer.problems], texts)
 
 
-def record_teacher(course: Course) -> None:
+def record_reasoner(course: Course) -> None:
     """What the reasoner itself solves, beside its students: as condition "reasoner"."""
     for seed in course.seeds:
         course.results.add("8.2", "reasoner", 0, seed, "right", traces(course, seed)["right"])
+
+
+def record_teacher(course: Course) -> None:
+    """What the teacher of `own_student` solves, where there is one: as condition "teacher"."""
+    for seed in course.seeds if "small" in course.profile.models else ():
+        found = solve(course, teacher_of(course, seed), "", seed, {"kind": ""}, None)
+        course.results.add("8.3", "teacher", 0, seed, "right", found.values["right"].mean())

@@ -89,6 +89,8 @@ def run_search(
             strategy = votes[kind] if "majority" in name else search.best
             for n in ns:
                 right, cost = search.pick(pool, orders, n, strategy, kind, kind != "likelihood")
+                if n == 1:  # every sample of the pool, not those that came first
+                    right = np.repeat(pool.right.mean(1, keepdims=True), right.shape[1], 1)
                 items = {"right": right, "gflops": cost.flops(size, size) / 1e9}
                 found.grid[seed][name, n] = _add(found, name, n, seed, items)
         for n in ns:
@@ -141,18 +143,15 @@ class Policy:
 
     right: np.ndarray  # along the prices of compute, from the highest to none
     gflops: np.ndarray  # a problem
-    single: tuple[np.ndarray, np.ndarray]  # the best single strategy up to n = 64: right, gflops
-    chosen: dict[int, str]  # by agreement what is chosen on all problems at the single's accuracy
-
-    @property
-    def goal(self) -> float:
-        """The accuracy of the single strategy with 64 samples, less what nobody would miss."""
-        return float(self.single[0][-1]) - MARGIN
+    goal: float  # share solved by the best single strategy, less what nobody would miss
+    single: tuple[float, float]  # right, gflops of the cheapest single strategy that is as good
+    name: str  # of it, and its n, on all problems
+    chosen: dict[int, str]  # by agreement what is chosen on all problems at the goal
 
     @property
     def ratio(self) -> float:
-        """Compute at that accuracy over the single strategy's own; at least 1 if never reached."""
-        own = _cost_at(self.goal, *self.single)
+        """Compute at the goal over the single strategy's; at least 1 if it is never reached."""
+        own = self.single[1]
         if self.right.max() < self.goal:
             return max(1.0, float(self.gflops[-1]) / own)
         return _cost_at(self.goal, self.right, self.gflops) / own
@@ -166,6 +165,11 @@ def _cost_at(goal: float, right: np.ndarray, gflops: np.ndarray) -> float:
     return float(np.interp(goal, reach[around], gflops[around]))
 
 
+def _cheapest(right: np.ndarray, gflops: np.ndarray) -> np.ndarray:
+    """The cheapest of K ways that are as good as the best but for MARGIN: (K, S) to (S,)."""
+    return np.where(right >= right.max(0) - MARGIN, gflops, np.inf).argmin(0)
+
+
 def by_difficulty(
     found: Searched, seed: int, weights: np.ndarray | None = None, splits: int = 40
 ) -> Policy:
@@ -173,7 +177,8 @@ def by_difficulty(
 
     On one half of the problems, at a price of compute, it takes what is best at each agreement; on
     the other half it is tested, and the other way round; means over random halves. The best single
-    strategy is chosen on the fitted halves, too. `weights` (P,) resample the problems.
+    strategy is chosen on the fitted halves, too: with its n up to 64 the cheapest of those that are
+    as good as the best. `weights` (P,) resample the problems.
     """
     grid = {key: items.values for key, items in found.grid[seed].items() if key[1] >= FIRST}
     level, names = agreement(found.pools[seed], found.orders), list(grid)
@@ -187,15 +192,22 @@ def by_difficulty(
     weights = np.ones(count) if weights is None else weights
     fitted = np.concatenate([halves, 1 - halves]) * weights  # (S, P)
     fit, test = ({m: v @ w.T for m, v in sums.items()} for w in (fitted, weights - fitted))
+    whole = {m: (v @ weights)[..., None] for m, v in sums.items()}  # as if of one split
     total, every = test["count"][0].sum(0).clip(1), np.arange(2 * splits)  # (S,)
-    ns = sorted({n for _, n in names})  # `names` has all of them strategy by strategy
-    upto = [i for i, n in enumerate(ns) if n <= 64]
-    first = np.arange(0, len(names), len(ns))  # of each strategy
-    best = first[fit["right"].sum(1)[first + upto[-1]].argmax(0)]  # (S,)
-    single = tuple(
-        np.array([(test[m].sum(1)[best + i, every] / total).mean() for i in upto])
-        for m in ("right", "gflops")
-    )
+    upto = np.flatnonzero([n <= 64 for _, n in names])
+
+    def single_of(part: dict[str, np.ndarray]) -> np.ndarray:
+        means = [
+            part[m].sum(1)[upto] / part["count"][0].sum(0).clip(1) for m in ("right", "gflops")
+        ]
+        return upto[_cheapest(*means)]
+
+    def tested(measure: str, ways: np.ndarray) -> float:
+        return float((test[measure].sum(1)[ways, every] / total).mean())
+
+    goal = tested("right", upto[fit["right"].sum(1)[upto].argmax(0)]) - MARGIN
+    cheap = single_of(fit)
+    single = tested("right", cheap), tested("gflops", cheap)
     unit, curve = sums["right"].mean() / sums["gflops"].mean(), []
     prices = [*(unit * np.geomspace(10, 1e-4, 60)), 0.0]
     for price in prices:
@@ -205,12 +217,12 @@ def by_difficulty(
         ]
         curve.append([each.mean() for each in taken])
     right, gflops = np.transpose(curve)
-    enough = np.maximum.accumulate(right) >= single[0][-1] - MARGIN
+    enough = right >= goal
     price = prices[int(enough.argmax()) if enough.any() else -1]
-    whole = {m: v @ weights for m, v in sums.items()}
-    choice = (whole["right"] - price * whole["gflops"]).argmax(0)
-    chosen = {k + 1: "{}, n = {}".format(*names[i]) for k, i in enumerate(choice)}
-    return Policy(right, gflops, single, chosen)
+    choice = (whole["right"] - price * whole["gflops"]).argmax(0)[:, 0]
+    called = ["{}, n = {}".format(*name) for name in names]
+    chosen = {k + 1: called[i] for k, i in enumerate(choice)}
+    return Policy(right, gflops, goal, single, called[int(single_of(whole)[0])], chosen)
 
 
 def compute_ratio(found: Searched) -> Interval:
@@ -222,6 +234,8 @@ def compute_ratio(found: Searched) -> Interval:
         for i, pair in enumerate(zip(policy.right, policy.gflops, strict=True)):
             for measure, value in zip(("right", "gflops"), pair, strict=True):
                 found.ran.course.results.add("6.2", "policy", i, seed, measure, value)
+        for measure, value in zip(("right", "gflops"), policy.single, strict=True):
+            found.ran.course.results.add("6.2", "best single", 0, seed, measure, value)
     if len(ratios) > 1:
         return stats.fit(ratios)
     rng, count = np.random.default_rng(0), len(found.steps)
@@ -271,20 +285,6 @@ def run_budgets(course: Course, found: Searched, folders: Mapping[int, str]) -> 
             found.ran.items.setdefault(f"{name}, {x:g}", {})[seed] = Items(values)
             for measure, each in values.items():
                 course.results.add("6.4", name, x, seed, measure, each.mean())
-
-
-def waited(found: Searched) -> Interval:
-    """To wait four times minus a vote of fresh samples of as many tokens, between two n."""
-    mine, others, ns = [], [], range(1, solutions.FRESH + 1)
-    for seed, items in found.ran.items["wait, 4"].items():
-        fresh = [found.ran.items[f"fresh samples, {n}"][seed].values for n in ns]
-        tokens = [values["tokens"].mean() for values in fresh]
-        rights = np.stack([values["right"].mean(1) for values in fresh])  # (n, P)
-        place = np.interp(items.values["tokens"].mean(), tokens, np.arange(len(ns)))
-        low, part = min(int(place), len(ns) - 2), place - min(int(place), len(ns) - 2)
-        others.append((1 - part) * rights[low] + part * rights[low + 1])
-        mine.append(items.values["right"].astype(float))
-    return stats.gain(mine, others)
 
 
 def favourites(found: Searched, kind: str, n: int) -> list[tuple]:
