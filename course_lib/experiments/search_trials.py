@@ -144,7 +144,7 @@ class Policy:
     right: np.ndarray  # along the prices of compute, from the highest to none
     gflops: np.ndarray  # a problem
     goal: float  # share solved by the best single strategy, less what nobody would miss
-    single: tuple[float, float]  # right, gflops of the cheapest single strategy that is as good
+    single: tuple[float, float]  # right, gflops of the cheapest single strategy that reaches it
     name: str  # of it, and its n, on all problems
     chosen: dict[int, str]  # by agreement what is chosen on all problems at the goal
 
@@ -165,20 +165,16 @@ def _cost_at(goal: float, right: np.ndarray, gflops: np.ndarray) -> float:
     return float(np.interp(goal, reach[around], gflops[around]))
 
 
-def _cheapest(right: np.ndarray, gflops: np.ndarray) -> np.ndarray:
-    """The cheapest of K ways that are as good as the best but for MARGIN: (K, S) to (S,)."""
-    return np.where(right >= right.max(0) - MARGIN, gflops, np.inf).argmin(0)
-
-
 def by_difficulty(
     found: Searched, seed: int, weights: np.ndarray | None = None, splits: int = 40
 ) -> Policy:
     """Choose strategy and n by the agreement of the first samples, which are then used.
 
     On one half of the problems, at a price of compute, it takes what is best at each agreement; on
-    the other half it is tested, and the other way round; means over random halves. The best single
-    strategy is chosen on the fitted halves, too: with its n up to 64 the cheapest of those that are
-    as good as the best. `weights` (P,) resample the problems.
+    the other half it is tested, and the other way round; means over random halves. The goal is what
+    the best single strategy with n up to 64, chosen likewise, reaches when tested, less MARGIN. To
+    beat is the cheapest of these that reaches the goal on all problems: one chosen with hindsight.
+    `weights` (P,) resample the problems.
     """
     grid = {key: items.values for key, items in found.grid[seed].items() if key[1] >= FIRST}
     level, names = agreement(found.pools[seed], found.orders), list(grid)
@@ -196,18 +192,14 @@ def by_difficulty(
     total, every = test["count"][0].sum(0).clip(1), np.arange(2 * splits)  # (S,)
     upto = np.flatnonzero([n <= 64 for _, n in names])
 
-    def single_of(part: dict[str, np.ndarray]) -> np.ndarray:
-        means = [
-            part[m].sum(1)[upto] / part["count"][0].sum(0).clip(1) for m in ("right", "gflops")
-        ]
-        return upto[_cheapest(*means)]
-
-    def tested(measure: str, ways: np.ndarray) -> float:
-        return float((test[measure].sum(1)[ways, every] / total).mean())
-
-    goal = tested("right", upto[fit["right"].sum(1)[upto].argmax(0)]) - MARGIN
-    cheap = single_of(fit)
-    single = tested("right", cheap), tested("gflops", cheap)
+    best = upto[fit["right"].sum(1)[upto].argmax(0)]  # (S,)
+    goal = float((test["right"].sum(1)[best, every] / total).mean()) - MARGIN
+    all_right, all_gflops = (
+        whole[m].sum(1)[:, 0] / whole["count"].sum() for m in ("right", "gflops")
+    )
+    reach = upto[all_right[upto] >= min(goal, all_right[upto].max())]
+    cheap = reach[all_gflops[reach].argmin()]
+    single = float(all_right[cheap]), float(all_gflops[cheap])
     unit, curve = sums["right"].mean() / sums["gflops"].mean(), []
     prices = [*(unit * np.geomspace(10, 1e-4, 60)), 0.0]
     for price in prices:
@@ -222,7 +214,7 @@ def by_difficulty(
     choice = (whole["right"] - price * whole["gflops"]).argmax(0)[:, 0]
     called = ["{}, n = {}".format(*name) for name in names]
     chosen = {k + 1: called[i] for k, i in enumerate(choice)}
-    return Policy(right, gflops, goal, single, called[int(single_of(whole)[0])], chosen)
+    return Policy(right, gflops, goal, single, called[cheap], chosen)
 
 
 def compute_ratio(found: Searched) -> Interval:
