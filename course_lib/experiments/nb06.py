@@ -269,10 +269,8 @@ def difficulty_figure(course: Course) -> None:
     _log_gflops(ax)
     ax.legend(fontsize=8)
     about = "All problems. Thick: strategy and number of samples by how far the first four samples "
-    about += (
-        "agree, fitted on one half of the problems and tested on the other. Star: the cheapest "
-    )
-    about += "single strategy that is as good as the best, chosen on the fitted half, too."
+    about += "agree, fitted on one half of the problems and tested on the other. Star: with "
+    about += "hindsight the cheapest single strategy that is about as good as the best."
     alt = "Share solved over compute: a thick line for the policy by difficulty, thin ones for "
     alt += "the single strategies."
     save_figure(fig, "06_difficulty", course=course, data="6.2", caption=about, alt=alt)
