@@ -286,7 +286,8 @@ def own_figure(course: Course) -> None:
     if ahead := _ahead(course, "8.3", "right", "reverse KL, own", "sequence level"):
         ax.set_title(f"Equal tokens: own samples bring {ahead[0]:.0%}, traces {ahead[1]:.0%}")
     teacher = _mean(course, "8.3", "teacher", "right")
-    ax.annotate(f"their teacher: {teacher:.0%} ↑", (0.02, 0.92), xycoords="axes fraction")
+    if teacher == teacher:  # it was measured
+        ax.annotate(f"their teacher: {teacher:.0%} ↑", (0.02, 0.92), xycoords="axes fraction")
     about = "Student s after the same short start; the teacher is m, tuned on the traces. Behind "
     about += "it all learn from as many tokens. Outlined: this run; whiskers: full runs, 95%."
     alt = "A mark for each way to learn, beside one for the start that they share."

@@ -314,6 +314,8 @@ def record_reasoner(course: Course) -> None:
 
 def record_teacher(course: Course) -> None:
     """What the teacher of `own_student` solves, where there is one: as condition "teacher"."""
-    for seed in course.seeds if "small" in course.profile.models else ():
+    models = course.profile.models
+    alone = models.get("small") in (None, models["base"])
+    for seed in () if alone else course.seeds:
         found = solve(course, teacher_of(course, seed), "", seed, {"kind": ""}, None)
         course.results.add("8.3", "teacher", 0, seed, "right", found.values["right"].mean())
