@@ -141,12 +141,12 @@ def _means(course: Course, measure: str, condition: str) -> dict[str, float]:
     return {name: found["value"].mean() for name, found in rows.items() if len(found)}
 
 
-GREY, *HUES = "#8a8a8a", *COLORS
-FRONTIER = {"before": (GREY, "D"), "LoRA": (HUES[1], "s"), "QLoRA": (HUES[5], "D")}
+GREY = "#8a8a8a"
+FRONTIER = {"before": (GREY, "D"), "LoRA": (COLORS[1], "s"), "QLoRA": (COLORS[5], "D")}
 FRONTIER |= {f"size {s}, before": (GREY, m) for s, m in zip(SIZES, "ov^", strict=True)}
-FRONTIER |= {f"size {s}": (HUES[0], m) for s, m in zip(SIZES, "ov^", strict=True)}
-FRONTIER |= {"ridge": (HUES[2], "P"), "SVR": (HUES[2], "X"), "CatBoost": (HUES[2], "h")}
-FRONTIER |= {"marginal": (HUES[3], ">"), "random": (HUES[3], "<")}
+FRONTIER |= {f"size {s}": (COLORS[0], m) for s, m in zip(SIZES, "ov^", strict=True)}
+FRONTIER |= {"ridge": (COLORS[2], "P"), "SVR": (COLORS[2], "X"), "CatBoost": (COLORS[2], "h")}
+FRONTIER |= {"marginal": (COLORS[3], ">"), "random": (COLORS[3], "<")}
 
 
 def frontier_figure(course: Course) -> None:

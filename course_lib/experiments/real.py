@@ -121,9 +121,7 @@ def solve(
     return [texts[i : i + n] for i in range(0, len(texts), n)]
 
 
-def samples(
-    course: Course, folder: str, loaded: Any, problems: Sequence[Any], n: int, seed: int
-) -> dict[str, Any]:
+def samples(folder: str, loaded: Any, problems: Sequence[Any], n: int, seed: int) -> dict[str, Any]:
     """`n` solutions of some problems as "texts", and the "seconds" of one core that they took.
 
     By the model of a folder, which is `loaded` with its tokenizer.
@@ -165,7 +163,7 @@ def run_problems(course: Course) -> dict[str, Any]:
     for name, problems in sets.items():
         seeds = 1000 * course.seed + np.arange(len(problems))
         each = zip(problems, seeds.tolist(), strict=True)
-        kept = [samples(course, start, loaded, [p], NUM_SAMPLES, seed) for p, seed in each]
+        kept = [samples(start, loaded, [p], NUM_SAMPLES, seed) for p, seed in each]
         solved, seconds = [k["texts"][0] for k in kept], seconds + sum(k["seconds"] for k in kept)
         kinds = [len(p.steps) if name == "world" else "all" for p in problems]
         for kind in dict.fromkeys([*sorted(set(kinds)), "all"]):
@@ -208,7 +206,7 @@ def solved(course: Course, folder: str, problems: Sequence[Problem], n: int) -> 
     """`n` solutions of each problem by the model of a folder, as texts: (P, n)."""
     loaded, found = recipes.load(course, folder), []
     for i in range(0, len(problems), BLOCK):
-        found += samples(course, folder, loaded, problems[i : i + BLOCK], n, i)["texts"]
+        found += samples(folder, loaded, problems[i : i + BLOCK], n, i)["texts"]
         print(f"{len(found)} of {len(problems)} problems", flush=True)
     return found
 

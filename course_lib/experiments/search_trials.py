@@ -188,15 +188,12 @@ def by_difficulty(
     weights = np.ones(count) if weights is None else weights
     fitted = np.concatenate([halves, 1 - halves]) * weights  # (S, P)
     fit, test = ({m: v @ w.T for m, v in sums.items()} for w in (fitted, weights - fitted))
-    whole = {m: (v @ weights)[..., None] for m, v in sums.items()}  # as if of one split
+    whole = {m: v @ weights for m, v in sums.items()}
     total, every = test["count"][0].sum(0).clip(1), np.arange(2 * splits)  # (S,)
     upto = np.flatnonzero([n <= 64 for _, n in names])
-
     best = upto[fit["right"].sum(1)[upto].argmax(0)]  # (S,)
     goal = float((test["right"].sum(1)[best, every] / total).mean()) - MARGIN
-    all_right, all_gflops = (
-        whole[m].sum(1)[:, 0] / whole["count"].sum() for m in ("right", "gflops")
-    )
+    all_right, all_gflops = (whole[m].sum(1) / whole["count"].sum() for m in ("right", "gflops"))
     reach = upto[all_right[upto] >= min(goal, all_right[upto].max())]
     cheap = reach[all_gflops[reach].argmin()]
     single = float(all_right[cheap]), float(all_gflops[cheap])
@@ -211,7 +208,7 @@ def by_difficulty(
     right, gflops = np.transpose(curve)
     enough = right >= goal
     price = prices[int(enough.argmax()) if enough.any() else -1]
-    choice = (whole["right"] - price * whole["gflops"]).argmax(0)[:, 0]
+    choice = (whole["right"] - price * whole["gflops"]).argmax(0)
     called = ["{}, n = {}".format(*name) for name in names]
     chosen = {k + 1: called[i] for k, i in enumerate(choice)}
     return Policy(right, gflops, goal, single, called[cheap], chosen)
